@@ -1,0 +1,30 @@
+"""asgi_perfkit: a performance kit for any ASGI application.
+
+Wrap the app, run it behind hypercorn, and know where every millisecond and megabyte went::
+
+    app = PerfKit(app)
+    get_performance_stats(by="endpoint")
+"""
+
+from asgi_perfkit.exceptions import ConfigurationError, PerfKitError
+from asgi_perfkit.metrics.registry import Registry, default_registry
+from asgi_perfkit.metrics.runtime import get_runtime_stats
+from asgi_perfkit.metrics.spans import measure
+from asgi_perfkit.metrics.statistics import get_performance_stats, reset_performance_stats
+from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.stack import PerfKit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigurationError",
+    "PerfKit",
+    "PerfKitError",
+    "PerformanceMiddleware",
+    "Registry",
+    "default_registry",
+    "get_performance_stats",
+    "get_runtime_stats",
+    "measure",
+    "reset_performance_stats",
+]

@@ -1,0 +1,56 @@
+"""Every error the kit raises itself.
+
+An application's own exceptions are never wrapped: what an application raises reaches the server as the same object.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigurationError",
+    "ConfigurationTypeError",
+    "ConfigurationValueError",
+    "PerfKitError",
+]
+
+
+class PerfKitError(Exception):
+    """The base of all errors of the kit."""
+
+
+class ConfigurationError(PerfKitError):
+    """An argument cannot be used; the message names the subject, the value and the remedy.
+
+    What is raised is always also a :class:`TypeError` or a :class:`ValueError`.
+
+    :ivar subject: what was configured, as the caller wrote it (``"PerformanceMiddleware(max_series=...)"``).
+    :ivar value: the value that was refused.
+    """
+
+    def __init__(self, subject: str, value: object, remedy: str) -> None:
+        shown = repr(value)
+        if len(shown) > 200:
+            shown = shown[:197] + "..."
+        super().__init__(f"{subject} got {shown}: {remedy}")
+        self.subject = subject
+        self.value = value
+
+
+class ConfigurationTypeError(ConfigurationError, TypeError):
+    """A :class:`ConfigurationError` about a value of the wrong type, or an option that does not exist."""
+
+    @classmethod
+    def unknown_option(cls, subject: str, option: str, known: Iterable[str]) -> ConfigurationTypeError:
+        """Name the option that does not exist and the nearest one that does."""
+        known = sorted(known)
+        near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+        remedy = "there is no such option; "
+        remedy += f"did you mean {near[0]!r}? " if near else ""
+        remedy += f"The options are: {', '.join(known)}."
+        return cls(f"{subject} option", option, remedy)
+
+
+class ConfigurationValueError(ConfigurationError, ValueError):
+    """A :class:`ConfigurationError` about a value outside what is allowed."""

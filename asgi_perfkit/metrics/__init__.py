@@ -1,0 +1,1 @@
+"""Figures: histograms, the registry that keeps them by endpoint, and what reads it."""

@@ -1,0 +1,297 @@
+"""A log-linear histogram of fixed size.
+
+The rules:
+
+* Values are whole numbers (nanoseconds, bytes, a count), of either sign.
+* Each octave ``[2**k, 2**(k+1))`` has 64 buckets of equal width, so a bucket is at most 1/64 = 1.56 % wide and its
+  middle is off by at most 0.78 % from any value in it. Below 128 each whole number has its own bucket.
+* All histograms have the same buckets, whatever they measure. Adding them bucket by bucket therefore gives exactly
+  what one histogram would have held that had seen all values, and subtracting an older state of a histogram gives
+  exactly what came since.
+* An octave takes memory when the first value falls into it (a page, 320 bytes). Values from 2**48 on (78 hours,
+  256 TiB) share the last bucket of the last page: so a histogram has 42 pages for each sign, and not one more.
+
+The layout is that of G. Tene's HdrHistogram, with octaves made on demand.
+
+Neither writing nor reading is atomic; who does either from several threads holds a lock (the registry does).
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from math import ceil
+from operator import sub
+
+__all__ = ["EMPTY", "Histogram", "PageBudget", "Snapshot", "merge"]
+
+_SUB_BUCKETS = 64
+_PAGES = 42
+_CEILING = (1 << (_PAGES + 6)) - 1  # the largest value with a bucket of its own
+
+# A page is `array("I")`, and `array("Q")` once one of its buckets has passed 2**32 - 1.
+# Page 0 has 128 buckets: 64 to 127 at the indices 0 to 63, and 0 to 63 behind them, where the index `value - 64`,
+# which is negative, finds them without a special case.
+
+
+
+class PageBudget:
+    """How many more pages a group of histograms may take.
+
+    :ivar left: pages that may still be made.
+    :ivar refused: values that had to go to another page because there were none left.
+    """
+
+    __slots__ = ("left", "refused")
+
+    def __init__(self, pages: int) -> None:
+        self.left = pages
+        self.refused = 0
+
+
+class Snapshot:
+    """The state of one or more histograms at one moment.
+
+    Snapshots of different histograms add up to the snapshot of all; a snapshot minus an older one of the same
+    histogram is what came between.
+
+    :ivar total: the exact sum of all values.
+    :ivar least: the least value, None if there is none. Exact, but after a subtraction the middle of its bucket.
+    :ivar greatest: likewise, the greatest.
+    """
+
+    __slots__ = ("_counts", "_negative", "_pages", "greatest", "least", "total")
+
+    def __init__(self) -> None:
+        self._pages: list[array[int] | None] = [None] * _PAGES
+        self._counts = [0] * _PAGES  # how many values each page holds
+        self._negative: Snapshot | None = None  # of the values below zero, by magnitude
+        self.total = 0
+        self.least: int | None = None
+        self.greatest: int | None = None
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        count = sum(self._counts)
+        return count if self._negative is None else count + self._negative.count
+
+    def quantiles(self, quantiles: Sequence[float]) -> list[float]:
+        """The values at the given `quantiles`, each within 0.78 % of the exact one.
+
+        The exact one is the least value that at least that share of all values does not exceed (the inverse of the
+        distribution function; nothing is interpolated between two values).
+
+        :param quantiles: each from 0 to 1.
+        :raises ValueError: a quantile outside of that, or there are no values.
+        """
+        least, greatest = self.least, self.greatest
+        if least is None or greatest is None:
+            raise ValueError("There are no values, so there is no quantile of them.")
+        if min(quantiles) < 0 or max(quantiles) > 1:
+            raise ValueError(f"Quantiles go from 0 to 1, not {list(quantiles)}.")
+        if least == greatest:  # frequent: a size that never changes
+            return [least] * len(quantiles)
+        if least < 0:
+            count = self.count
+            return [self._at_rank(max(1, ceil(quantile * count))) for quantile in quantiles]
+        running = list(accumulate(self._counts))
+        count = running[-1]
+        shift = -1
+        values: list[float] = []
+        for quantile in quantiles:
+            rank = ceil(quantile * count) or 1
+            found = bisect_left(running, rank)
+            if found != shift:  # neighbouring quantiles often fall into one page
+                shift = found
+                page = self._pages[shift]
+                assert page is not None
+                running_in_page = list(accumulate(page if shift else _ascending(page)))
+                before = running[shift] - running_in_page[-1]
+            index = bisect_left(running_in_page, rank - before)
+            value: float = (
+                index if shift == 0 else ((index + _SUB_BUCKETS) << shift) + ((1 << shift) - 1) / 2
+            )
+            values.append(greatest if value > greatest else least if value < least else value)
+        return values
+
+    def buckets(self) -> Iterator[tuple[int, int, int]]:
+        """``(lowest, highest, count)`` of each bucket that has a value in it, ascending, bounds inclusive."""
+        if self._negative is not None:
+            for lowest, highest, count in reversed(list(self._negative.buckets())):
+                yield -highest, -lowest, count
+        for shift, page in enumerate(self._pages):
+            if page is not None:
+                for index in range(-_SUB_BUCKETS if shift == 0 else 0, _SUB_BUCKETS):
+                    if page[index]:
+                        lowest = (index + _SUB_BUCKETS) << shift
+                        yield lowest, lowest + (1 << shift) - 1, page[index]
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        return merge((self, other))
+
+    def __sub__(self, older: Snapshot) -> Snapshot:
+        """What came after `older`, a former snapshot of the same histogram.
+
+        :raises ValueError: `older` holds values that this one does not.
+        """
+        window = Snapshot()
+        for shift, (page, old) in enumerate(zip(self._pages, older._pages, strict=True)):
+            if page is not None and old is not None:
+                page = array("q", map(sub, page, old))
+            elif page is None and old is not None:
+                raise ValueError(_NOT_OLDER)
+            if page is not None:
+                if min(page) < 0:
+                    raise ValueError(_NOT_OLDER)
+                window._pages[shift] = page
+                window._counts[shift] = sum(page)
+        if self._negative is not None or older._negative is not None:
+            window._negative = (self._negative or EMPTY) - (older._negative or EMPTY)
+        window.total = self.total - older.total
+        buckets = list(window.buckets())
+        if buckets:
+            assert self.least is not None and self.greatest is not None
+            window.least = max(sum(buckets[0][:2]) // 2, self.least)
+            window.greatest = min(sum(buckets[-1][:2]) // 2, self.greatest)
+        return window
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Snapshot):
+            return NotImplemented
+        return (
+            (self.total, self.least, self.greatest) == (other.total, other.least, other.greatest)
+            and list(self.buckets()) == list(other.buckets())
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _at_rank(self, rank: int) -> float:
+        """The middle of the bucket of the `rank`-th least value, counted from 1."""
+        assert self.least is not None and self.greatest is not None
+        for lowest, highest, count in self.buckets():
+            rank -= count
+            if rank <= 0:
+                break
+        return min(max((lowest + highest) / 2, self.least), self.greatest)
+
+
+class Histogram(Snapshot):
+    """Counts values in log-linear buckets; keeps their sum, least and greatest exactly.
+
+    :param budget: shared by histograms that together may take so much memory and not more. When it is used up, a
+        value whose page does not exist is counted in the nearest bucket of a page that does. Every histogram may
+        have its first page in any case, so that it can count at all.
+    """
+
+    __slots__ = ("_budget",)
+
+    def __init__(self, budget: PageBudget | None = None) -> None:
+        super().__init__()
+        self._budget = budget
+
+    def observe(self, value: int) -> None:
+        """Count one `value`."""
+        if value >= 0:
+            shift = (value | 64).bit_length() - 7
+            try:
+                self._pages[shift][(value >> shift) - 64] += 1  # type: ignore[index]
+                self._counts[shift] += 1
+            except (TypeError, IndexError, OverflowError):
+                self._count_slowly(value)
+        else:
+            self._observe_negative(value)
+        self.total += value
+        greatest = self.greatest
+        if greatest is None:
+            self.greatest = self.least = value
+        elif value > greatest:
+            self.greatest = value
+        elif value < self.least:  # type: ignore[operator]
+            self.least = value
+
+    def snapshot(self) -> Snapshot:
+        """What has been counted so far, as a value that no longer changes."""
+        copy = Snapshot()
+        # In this order a value that is observed meanwhile (by a garbage collection, say) cannot be counted in a page
+        # that is not there.
+        copy._counts = self._counts[:]
+        copy._pages = [None if page is None else page[:] for page in self._pages]
+        if self._negative is not None:
+            assert isinstance(self._negative, Histogram)
+            copy._negative = self._negative.snapshot()
+        copy.total, copy.least, copy.greatest = self.total, self.least, self.greatest
+        return copy
+
+    def _count_slowly(self, value: int) -> None:
+        """Count a value that has no page yet, no bucket of its own, or whose bucket is full."""
+        value = min(value, _CEILING)
+        shift = (value | 64).bit_length() - 7
+        index = (value >> shift) - 64
+        page = self._pages[shift]
+        if page is None:
+            budget = self._budget
+            if budget is not None and budget.left <= 0 and any(self._counts):
+                budget.refused += 1
+                shift, index = self._nearest_bucket(shift)
+                page = self._pages[shift]
+            else:
+                if budget is not None:
+                    budget.left -= 1
+                page = self._pages[shift] = _new_page(shift)
+        assert page is not None
+        if page[index] == 0xFFFF_FFFF and page.typecode == "I":
+            page = self._pages[shift] = array("Q", page)
+        page[index] += 1
+        self._counts[shift] += 1
+
+    def _nearest_bucket(self, wanted: int) -> tuple[int, int]:
+        """The page and, in it, the bucket that is nearest to the page `wanted`, which does not exist."""
+        existing = [shift for shift, page in enumerate(self._pages) if page is not None]
+        nearest = min(existing, key=lambda shift: abs(shift - wanted))
+        if nearest < wanted:
+            return nearest, _SUB_BUCKETS - 1
+        return nearest, 0
+
+    def _observe_negative(self, value: int) -> None:
+        if self._negative is None:
+            self._negative = Histogram(self._budget)
+        assert isinstance(self._negative, Histogram)
+        self._negative.observe(-value)
+
+
+EMPTY = Snapshot()
+
+_NOT_OLDER = "The snapshot to subtract is not an older one of the same histogram."
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Add `snapshots` up: exactly what one histogram would hold that had seen the values of all."""
+    full = [snapshot for snapshot in snapshots if snapshot.least is not None]
+    if len(full) < 2:
+        return full[0] if full else EMPTY
+    merged = Snapshot()
+    for shift, column in enumerate(zip(*(snapshot._pages for snapshot in full), strict=True)):
+        pages = [page for page in column if page is not None]
+        if pages:
+            merged._pages[shift] = array("Q", map(sum, zip(*pages, strict=True)))
+    merged._counts = [*map(sum, zip(*(snapshot._counts for snapshot in full), strict=True))]
+    negatives = [snapshot._negative for snapshot in full if snapshot._negative is not None]
+    if negatives:
+        merged._negative = merge(negatives)
+    merged.total = sum(snapshot.total for snapshot in full)
+    merged.least = min(snapshot.least for snapshot in full if snapshot.least is not None)
+    merged.greatest = max(snapshot.greatest for snapshot in full if snapshot.greatest is not None)
+    return merged
+
+
+def _new_page(shift: int) -> array[int]:
+    buckets = _SUB_BUCKETS if shift else 2 * _SUB_BUCKETS
+    return array("I", bytes(4 * buckets))
+
+
+def _ascending(page: array[int]) -> array[int]:
+    """Page 0 in the order of its values."""
+    return page[_SUB_BUCKETS:] + page[:_SUB_BUCKETS]

@@ -1,0 +1,1 @@
+"""The middlewares: each connects one mechanism to one request."""

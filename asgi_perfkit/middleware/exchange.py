@@ -1,0 +1,321 @@
+"""One request, or one websocket connection: the facts about it, recorded once.
+
+Whichever middleware of the kit is outermost opens an :class:`Exchange` and hands the exchange's own `receive` and
+`send` to the app. A middleware further in knows by these that the exchange is open (:func:`exchange_of`) and reads the
+same facts; it wraps nothing. Where something that is not of the kit stands between and has put its own `send` in
+place, the messages may have changed on the way, and the inner middleware opens an exchange of its own.
+
+The rules by which facts are noted:
+
+* A message is passed on first and unchanged, whatever it is. What the kit cannot read in it is counted as malformed
+  and left for the server to judge.
+* What a message says is read before it is handed over: who gets it may change it.
+* A byte counts as sent when the server's `send` has returned.
+* The wait for a message of the request body is upload time; the wait for a disconnect behind the body is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+from asgi_perfkit.steps import Account
+from asgi_perfkit.types import Message, Receive, Scope, Send
+
+__all__ = ["Exchange", "HTTPExchange", "WebSocketExchange", "exchange_of"]
+
+# Stands in for the scope of an exchange that is over: a task that outlives its request holds the exchange.
+_NO_SCOPE: Scope = {}
+# What reading a message may raise that is not made as the specification has it.
+_UNREADABLE = (TypeError, ValueError, LookupError, AttributeError)
+
+
+class Exchange(Account):
+    """What is known about one request or connection so far. Times are nanoseconds on the monotonic clock.
+
+    :ivar started_ns: when the app was called.
+    :ivar path: as it was then: routers rewrite the scope's.
+    :ivar receive_ns: awaiting the request's body; None if the app never asked for it.
+    :ivar send_ns: awaiting `send`; None if the app has sent nothing.
+    :ivar status: of the response or of the handshake; None before.
+    :ivar complete: whether all has been said: the last body message taken by the server, and the trailers if there
+        are to be any; of a connection, whether one side has closed it.
+    :ivar disconnected: whether the client left before that.
+    :ivar malformed: messages that the kit could not read.
+    """
+
+    __slots__ = (
+        "_receive",
+        "_send",
+        "complete",
+        "disconnected",
+        "malformed",
+        "path",
+        "receive_ns",
+        "scope",
+        "send_ns",
+        "started_ns",
+        "status",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.started_ns = perf_counter_ns()
+        super().__init__()
+        self.scope = scope
+        self.path: str = scope.get("path", "")
+        self._receive = receive
+        self._send = send
+        self.receive_ns: int | None = None
+        self.send_ns: int | None = None
+        self.status: int | None = None
+        self.complete = False
+        self.disconnected = False
+        self.malformed = 0
+
+    async def receive(self) -> Message:
+        """Pass on what comes from the client; the `receive` for the app."""
+        raise NotImplementedError
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the app says; the `send` for the app."""
+        raise NotImplementedError
+
+    def close(self, late: Callable[[str, int], None] | None) -> None:
+        super().close(late)
+        self.scope = _NO_SCOPE
+
+    def outcome(self, error: BaseException | None) -> str:
+        """How it ended, once the app has returned or has raised `error`.
+
+        Whoever leaves before the last byte is `disconnected`, whatever the app made of it then.
+        """
+        if self.disconnected:
+            return "disconnected"
+        if error is None:
+            return "ok" if self.complete else "incomplete"
+        return "cancelled" if _is_cancellation(error) else "error"
+
+
+class HTTPExchange(Exchange):
+    """A request and its response.
+
+    :ivar processing_ns: from the call of the app to `http.response.start`; None before.
+    :ivar response_ns: from the call until the server took the last body message; None before.
+    :ivar request_bytes: body bytes received.
+    :ivar response_bytes: body bytes sent.
+    :ivar decorate_start: makes the `http.response.start` message that is sent of the one that the app sent.
+    """
+
+    __slots__ = (
+        "_ending",
+        "_trailers",
+        "_uploaded",
+        "decorate_start",
+        "processing_ns",
+        "request_bytes",
+        "response_bytes",
+        "response_ns",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.processing_ns: int | None = None
+        self.response_ns: int | None = None
+        self.request_bytes = 0
+        self.response_bytes = 0
+        self.decorate_start: Callable[[HTTPExchange, Message], Message] | None = None
+        self._uploaded = False  # whether the request's body is in
+        self._trailers = False  # whether trailers are announced
+        self._ending = False  # whether the last message is on its way
+
+    async def receive(self) -> Message:
+        started_ns = perf_counter_ns()
+        try:
+            message = await self._receive()
+        except BaseException:
+            self._count_upload_time(started_ns)
+            raise
+        try:
+            kind = message["type"]
+            if kind == "http.request":
+                self._count_upload_time(started_ns)
+                self.request_bytes += len(message.get("body") or b"")
+                if not message.get("more_body", False):
+                    self._uploaded = True
+            elif kind == "http.disconnect":
+                self._count_upload_time(started_ns)
+                # A server tells of a disconnect behind a complete response too, and may do so before its `send` of
+                # the last message has returned (hypercorn 0.18 does): that is no client who left early.
+                if not self._ending:
+                    self.disconnected = True
+            else:
+                self.malformed += 1
+        except _UNREADABLE:
+            self.malformed += 1
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = None
+        size = 0
+        last = False
+        try:
+            kind = message["type"]
+            if kind == "http.response.body":
+                size = len(message.get("body") or b"")
+                last = not message.get("more_body", False)
+                if last and not self._trailers:
+                    self._ending = True
+            elif kind == "http.response.start":
+                message = self._start(message)
+            else:
+                size, last = self._read_extension(kind, message)
+        except _UNREADABLE:
+            self.malformed += 1
+        started_ns = perf_counter_ns()
+        try:
+            await self._send(message)
+        except OSError:
+            # How a server says that the client has left (ASGI 2.4); a file to send may also be missing.
+            if kind in ("http.response.start", "http.response.body") and not self.complete:
+                self.disconnected = True
+            raise
+        finally:
+            now_ns = perf_counter_ns()
+            self.send_ns = (self.send_ns or 0) + now_ns - started_ns
+        self.response_bytes += size
+        if last and self.response_ns is None:
+            self.response_ns = now_ns - self.started_ns
+        if self._ending:
+            self.complete = True
+
+    def _start(self, message: Message) -> Message:
+        """Note that the response begins; returns the message to send."""
+        if self.processing_ns is not None:
+            return message  # sent twice: for the server to judge
+        self.processing_ns = perf_counter_ns() - self.started_ns
+        self._trailers = bool(message.get("trailers", False))
+        status = message["status"]
+        if isinstance(status, int) and 100 <= status <= 999:  # http.HTTPStatus is an int, too
+            self.status = int(status)
+        else:
+            self.malformed += 1
+        if self.decorate_start is not None:
+            message = self.decorate_start(self, message)
+        return message
+
+    def _read_extension(self, kind: object, message: Message) -> tuple[int, bool]:
+        """How many body bytes a message of an extension stands for, and whether it ends the body."""
+        if kind == "http.response.trailers":
+            if not message.get("more_trailers", False):
+                self._ending = True
+        elif kind == "http.response.pathsend":
+            self._ending = not self._trailers
+            return _size_of(message["path"]), True
+        elif kind == "http.response.zerocopysend":
+            last = not message.get("more_body", False)
+            if last and not self._trailers:
+                self._ending = True
+            count = message.get("count")
+            return _size_of(message["file"], message.get("offset") or 0) if count is None else int(count), last
+        elif kind not in ("http.response.push", "http.response.early_hint", "http.response.debug"):
+            self.malformed += 1
+        return 0, False
+
+    def _count_upload_time(self, started_ns: int) -> None:
+        if not self._uploaded:
+            self.receive_ns = (self.receive_ns or 0) + perf_counter_ns() - started_ns
+
+
+class WebSocketExchange(Exchange):
+    """A websocket connection.
+
+    :ivar messages_in: `websocket.receive` messages.
+    :ivar messages_out: `websocket.send` messages.
+    """
+
+    __slots__ = ("messages_in", "messages_out")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.messages_in = 0
+        self.messages_out = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        try:
+            kind = message["type"]
+            if kind == "websocket.receive":
+                self.messages_in += 1
+            elif kind == "websocket.disconnect":
+                # RFC 6455, section 7.4.1: 1006 is never sent, it stands for a connection that was lost.
+                if not self.complete and message.get("code") == 1006:
+                    self.disconnected = True
+                self.complete = True
+            elif kind != "websocket.connect":
+                self.malformed += 1
+        except _UNREADABLE:
+            self.malformed += 1
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = None
+        try:
+            kind = message["type"]
+            self._note(kind, message)
+        except _UNREADABLE:
+            self.malformed += 1
+        started_ns = perf_counter_ns()
+        try:
+            await self._send(message)
+        except OSError:
+            if not self.complete:
+                self.disconnected = True
+            raise
+        finally:
+            self.send_ns = (self.send_ns or 0) + perf_counter_ns() - started_ns
+        if kind == "websocket.send":
+            self.messages_out += 1
+
+    def _note(self, kind: object, message: Message) -> None:
+        if kind == "websocket.accept":
+            self.status = 101
+        elif kind == "websocket.close":
+            if self.status is None:
+                self.status = 403  # what a close before the handshake comes to
+            self.complete = True
+        elif kind == "websocket.http.response.start":
+            self.status = int(message["status"])
+        elif kind == "websocket.http.response.body":
+            if not message.get("more_body", False):
+                self.complete = True
+        elif kind != "websocket.send":
+            self.malformed += 1
+
+
+def exchange_of(send: Send) -> Exchange | None:
+    """The open exchange whose own `send` this is; None if it is another's."""
+    owner = getattr(send, "__self__", None)
+    return owner if isinstance(owner, Exchange) else None
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return True
+    trio = sys.modules.get("trio")
+    if trio is not None and isinstance(error, trio.Cancelled):
+        return True
+    # An exception group, of Python 3.11 or of the package that brings it to 3.10.
+    inner = getattr(error, "exceptions", None)
+    return isinstance(inner, tuple) and bool(inner) and all(map(_is_cancellation, inner))
+
+
+def _size_of(file: Any, offset: int = 0) -> int:
+    """The bytes of a file, by path, descriptor or file object, behind `offset`; 0 if it cannot be told."""
+    try:
+        return max(0, os.stat(file if isinstance(file, (str, bytes, int)) else file.fileno()).st_size - offset)
+    except OSError:
+        return 0  # the server will say what is wrong with it

@@ -1,0 +1,58 @@
+"""The middlewares in the one right order."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from asgiref.compatibility import guarantee_single_callable
+
+from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["PerfKit"]
+
+
+class PerfKit:
+    """The kit around an ASGI app: an ASGI app itself.
+
+    With the defaults nothing that the app or its client sees changes.
+
+    :param app: an ASGI app, single or double callable.
+    :param performance: measure each request (:class:`PerformanceMiddleware`): True, False, or a dictionary of that
+        middleware's options.
+    :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
+    """
+
+    def __init__(self, app: Any, *, performance: bool | Mapping[str, Any] = True, **unknown: Any) -> None:
+        for option in unknown:
+            raise ConfigurationTypeError.unknown_option("PerfKit", option, ["performance"])
+        if not callable(app):
+            raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
+        self.app: ASGIApp = guarantee_single_callable(app)
+        # From the inside out.
+        self._stack = _wrap(self.app, PerformanceMiddleware, "performance", performance)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._stack(scope, receive, send)
+
+
+def _wrap(
+    app: ASGIApp, middleware: Callable[..., ASGIApp], argument: str, wanted: bool | Mapping[str, Any]
+) -> ASGIApp:
+    """Put `middleware` around `app` if it is wanted, with its options if there are any."""
+    if not isinstance(wanted, (bool, Mapping)):
+        raise ConfigurationTypeError(
+            f"PerfKit({argument}=...)", wanted, "give True, False, or a dictionary of the middleware's options."
+        )
+    if wanted is False:
+        return app
+    options = {} if wanted is True else dict(wanted)
+    parameters = inspect.signature(middleware).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise ConfigurationTypeError.unknown_option(f"PerfKit({argument}=...)", option, known)
+    return middleware(app, **options)

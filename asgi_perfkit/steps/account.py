@@ -1,0 +1,119 @@
+"""Where the figures of one piece of work are kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextvars import ContextVar
+from time import perf_counter_ns
+from typing import Protocol
+
+__all__ = ["Account", "StepObserver", "current_account"]
+
+
+class StepObserver(Protocol):
+    """Is told of every step of an account, in the thread of the loop, just outside of the timed stretch.
+
+    What an observer raises is not caught: it must not fail.
+    """
+
+    def step_started(self, account: Account) -> None:
+        """The loop is about to run code of `account`."""
+
+    def step_ended(self, account: Account, duration_ns: int) -> None:
+        """The code of `account` has suspended or ended, `duration_ns` after it was resumed."""
+
+
+class Account:
+    """What one piece of work has used so far, its child tasks included.
+
+    Only the loop's own thread writes the step figures; :meth:`observe` may be called from any thread.
+
+    :ivar loop_ns: time on the loop, the sum of all steps (nanoseconds, monotonic).
+    :ivar longest_ns: the longest single step (nanoseconds).
+    :ivar stepping: whether a step of this account is running now. A step inside a step (a task that starts eagerly)
+        is part of the outer one and is not charged again.
+    :ivar closed: whether the work is over. Tasks that outlive it are no longer charged to it.
+    :ivar observers: told of every step.
+    :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
+    :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`.
+    :ivar late: takes what is observed after the work is over; None before.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "closed",
+        "endpoint",
+        "late",
+        "longest_ns",
+        "loop_ns",
+        "observations",
+        "observers",
+        "stepping",
+    )
+
+    def __init__(self) -> None:
+        self.loop_ns = 0
+        self.longest_ns = 0
+        self.stepping = False
+        self.closed = False
+        self.observers: tuple[StepObserver, ...] = ()
+        self.endpoint: str | None = None
+        self.observations: list[tuple[str, int]] = []
+        self.late: Callable[[str, int], None] | None = None
+
+    def enter_step(self) -> int:
+        """Begin a step; give what comes back to :meth:`leave_step`.
+
+        :func:`drive` does the same in line: it runs for every request, this for child tasks.
+        """
+        self.stepping = True
+        for observer in self.observers:
+            observer.step_started(self)
+        return perf_counter_ns()
+
+    def leave_step(self, started_ns: int) -> None:
+        """End the step that began at `started_ns` and charge it."""
+        duration_ns = perf_counter_ns() - started_ns
+        self.stepping = False
+        self.loop_ns += duration_ns
+        if duration_ns > self.longest_ns:
+            self.longest_ns = duration_ns
+        for observer in self.observers:
+            observer.step_ended(self, duration_ns)
+
+    def observe(self, metric: str, value: int) -> None:
+        """Note a `value` (nanoseconds, bytes or a number, as the metric has it) for this piece of work."""
+        self.observations.append((metric, value))
+        if self.late is not None:
+            self._hand_over()
+
+    def take_observations(self) -> list[tuple[str, int]]:
+        """Take out what was observed so far. What another thread adds meanwhile stays for the next who takes it."""
+        taken = []
+        observations = self.observations
+        # Popping is atomic: two threads that take at once neither lose nor double anything.
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(observations.pop())
+        return taken
+
+    def close(self, late: Callable[[str, int], None] | None) -> None:
+        """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
+        self.closed = True
+        self.late = late or _drop
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        late = self.late
+        assert late is not None
+        for metric, value in self.take_observations():
+            late(metric, value)
+
+
+def _drop(metric: str, value: int) -> None:
+    pass
+
+
+current_account: ContextVar[Account | None] = ContextVar("asgi_perfkit.current_account", default=None)
+"""The account of the work that the running code belongs to, in its tasks and its worker threads too."""

@@ -1,0 +1,142 @@
+"""Charges the tasks that a piece of work starts to the account of that work.
+
+A task starts with a copy of the context of whoever starts it, so the account is found in the new task's context. On
+asyncio and uvloop a task factory looks there; on trio an instrument does. Tasks started outside of any work are made
+exactly as they would be without the kit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any
+
+from asgi_perfkit.steps.account import Account, current_account
+
+__all__ = ["follow_children"]
+
+
+def follow_children() -> None:
+    """Follow the child tasks of all accounts on the running loop, from now on.
+
+    Calling it again on the same loop changes nothing. A task factory that is already set goes on making the tasks.
+
+    :raises RuntimeError: no loop is running, neither asyncio's nor trio's.
+    """
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        factory = loop.get_task_factory()
+        if not isinstance(factory, FollowingTaskFactory):
+            loop.set_task_factory(FollowingTaskFactory(factory))
+        return
+    if "trio" not in sys.modules:
+        raise RuntimeError("follow_children() needs a running asyncio or trio loop; call it from a coroutine.")
+    from asgi_perfkit.steps.follow_trio import follow_children_on_trio
+
+    follow_children_on_trio()
+
+
+class FollowingTaskFactory:
+    """A task factory for asyncio and uvloop that has each step of a child charged to its parent's account.
+
+    :param make_task: the factory that was set before; it makes the tasks still. None stands for the loop's own way.
+    """
+
+    __slots__ = ("_make_task",)
+
+    def __init__(self, make_task: Callable[..., asyncio.Future[Any]] | None) -> None:
+        self._make_task: Callable[..., asyncio.Future[Any]] = make_task or _make_plain_task
+
+    def __call__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+        **options: Any,
+    ) -> asyncio.Future[Any]:
+        context: Context | None = options.get("context")
+        account = current_account.get() if context is None else context.get(current_account)
+        if account is None or account.closed or type(coro) is FollowedCoroutine:
+            return self._make_task(loop, coro, **options)
+        task = self._make_task(loop, FollowedCoroutine(coro, account), **options)
+        # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
+        # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
+        with contextlib.suppress(AttributeError):
+            task.get_coro = lambda: coro  # type: ignore[attr-defined]
+        return task
+
+
+def _make_plain_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    return _Task(coro, loop=loop, **options)
+
+
+if sys.version_info[:2] == (3, 13):
+
+    class _Task(asyncio.Task[Any]):
+        """The loop of the first releases of 3.13 names a nameless task "None" where a task factory is set."""
+
+        def set_name(self, value: object, /) -> None:
+            if value is not None:
+                super().set_name(value)
+
+else:
+    _Task = asyncio.Task
+
+
+class FollowedCoroutine(Coroutine[Any, Any, Any]):
+    """A coroutine whose steps are charged to an account until that account is closed.
+
+    It shows every attribute of the coroutine that it stands for, so that tracebacks, ``repr`` and
+    ``Task.get_stack()`` show the code of the user.
+    """
+
+    __slots__ = ("_account", "_coro")
+
+    def __init__(self, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], account: Account) -> None:
+        self._coro = coro
+        self._account: Account | None = account
+
+    def send(self, value: Any) -> Any:
+        account = self._charged_account()
+        if account is None:
+            return self._coro.send(value)
+        started_ns = account.enter_step()
+        try:
+            return self._coro.send(value)
+        finally:
+            account.leave_step(started_ns)
+
+    def throw(self, *exception: Any) -> Any:
+        account = self._charged_account()
+        if account is None:
+            return self._coro.throw(*exception)
+        started_ns = account.enter_step()
+        try:
+            return self._coro.throw(*exception)
+        finally:
+            account.leave_step(started_ns)
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        coro = self._coro
+        if isinstance(coro, Awaitable):
+            return coro.__await__()
+        return coro
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coro, name)
+
+    def _charged_account(self) -> Account | None:
+        account = self._account
+        if account is None or account.stepping:
+            return None
+        if account.closed:
+            self._account = None  # a task may live for as long as the process: let go of the request
+            return None
+        return account

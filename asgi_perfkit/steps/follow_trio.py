@@ -1,0 +1,56 @@
+"""The trio side of :mod:`asgi_perfkit.steps.follow`; imported only where trio runs."""
+
+from __future__ import annotations
+
+import trio
+
+from asgi_perfkit.steps.account import Account, current_account
+
+__all__ = ["FollowingInstrument", "follow_children_on_trio"]
+
+_instrument: trio.lowlevel.RunVar[FollowingInstrument] = trio.lowlevel.RunVar("asgi_perfkit.instrument")
+
+
+def follow_children_on_trio() -> None:
+    """Follow the child tasks of all accounts in this run of trio; once is enough, more does nothing."""
+    try:
+        _instrument.get()
+    except LookupError:
+        instrument = FollowingInstrument()
+        _instrument.set(instrument)
+        trio.lowlevel.add_instrument(instrument)
+
+
+class FollowingInstrument(trio.abc.Instrument):
+    """Charges each step of a child task to the account in whose context it was spawned.
+
+    The task that opened the account is driven by hand (:func:`asgi_perfkit.steps.drive`) and is not in here: it was
+    spawned before its account existed.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[trio.lowlevel.Task, Account] = {}
+        self._step: tuple[Account, int] | None = None
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        account = task.context.get(current_account)
+        if account is not None and not account.closed:
+            self._accounts[task] = account
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        account = self._accounts.get(task)
+        if account is None:
+            return
+        if account.closed:
+            del self._accounts[task]
+            return
+        self._step = account, account.enter_step()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._step is not None:
+            account, started_ns = self._step
+            self._step = None
+            account.leave_step(started_ns)
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        self._accounts.pop(task, None)
