@@ -42,7 +42,9 @@ class ConfigurationTypeError(ConfigurationError, TypeError):
     """A :class:`ConfigurationError` about a value of the wrong type, or an option that does not exist."""
 
     @classmethod
-    def unknown_option(cls, subject: str, option: str, known: Iterable[str]) -> ConfigurationTypeError:
+    def unknown_option(
+        cls, subject: str, option: str, known: Iterable[str]
+    ) -> ConfigurationTypeError:
         """Name the option that does not exist and the nearest one that does."""
         known = sorted(known)
         near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)

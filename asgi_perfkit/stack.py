@@ -6,11 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from asgiref.compatibility import guarantee_single_callable
-
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
-from asgi_perfkit.types import ASGIApp, Receive, Scope, Send
+from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["PerfKit"]
 
@@ -26,12 +24,14 @@ class PerfKit:
     :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
     """
 
-    def __init__(self, app: Any, *, performance: bool | Mapping[str, Any] = True, **unknown: Any) -> None:
+    def __init__(
+        self, app: Any, *, performance: bool | Mapping[str, Any] = True, **unknown: Any
+    ) -> None:
         for option in unknown:
             raise ConfigurationTypeError.unknown_option("PerfKit", option, ["performance"])
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
-        self.app: ASGIApp = guarantee_single_callable(app)
+        self.app: ASGIApp = single_callable(app)
         # From the inside out.
         self._stack = _wrap(self.app, PerformanceMiddleware, "performance", performance)
 
@@ -40,12 +40,17 @@ class PerfKit:
 
 
 def _wrap(
-    app: ASGIApp, middleware: Callable[..., ASGIApp], argument: str, wanted: bool | Mapping[str, Any]
+    app: ASGIApp,
+    middleware: Callable[..., ASGIApp],
+    argument: str,
+    wanted: bool | Mapping[str, Any],
 ) -> ASGIApp:
     """Put `middleware` around `app` if it is wanted, with its options if there are any."""
     if not isinstance(wanted, (bool, Mapping)):
         raise ConfigurationTypeError(
-            f"PerfKit({argument}=...)", wanted, "give True, False, or a dictionary of the middleware's options."
+            f"PerfKit({argument}=...)",
+            wanted,
+            "give True, False, or a dictionary of the middleware's options.",
         )
     if wanted is False:
         return app

@@ -40,7 +40,10 @@ def fold_path(path: str) -> str:
 
 def _fold(path: str) -> str:
     segments = path.split("/", _MAX_SEGMENTS + 1)
-    folded = ["{id}" if segment and _is_data(segment) else segment for segment in segments[: _MAX_SEGMENTS + 1]]
+    folded = [
+        "{id}" if segment and _is_data(segment) else segment
+        for segment in segments[: _MAX_SEGMENTS + 1]
+    ]
     if len(segments) > _MAX_SEGMENTS + 1:
         folded.append("{path}")
     return "/".join(folded)

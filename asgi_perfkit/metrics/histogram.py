@@ -25,7 +25,7 @@ from itertools import accumulate
 from math import ceil
 from operator import sub
 
-__all__ = ["EMPTY", "Histogram", "PageBudget", "Snapshot", "merge"]
+__all__ = ["EMPTY", "Histogram", "PageBudget", "Snapshot", "merge", "observe_row"]
 
 _SUB_BUCKETS = 64
 _PAGES = 42
@@ -34,7 +34,6 @@ _CEILING = (1 << (_PAGES + 6)) - 1  # the largest value with a bucket of its own
 # A page is `array("I")`, and `array("Q")` once one of its buckets has passed 2**32 - 1.
 # Page 0 has 128 buckets: 64 to 127 at the indices 0 to 63, and 0 to 63 behind them, where the index `value - 64`,
 # which is negative, finds them without a special case.
-
 
 
 class PageBudget:
@@ -171,11 +170,13 @@ class Snapshot:
     def _at_rank(self, rank: int) -> float:
         """The middle of the bucket of the `rank`-th least value, counted from 1."""
         assert self.least is not None and self.greatest is not None
+        middle = 0.0
         for lowest, highest, count in self.buckets():
+            middle = (lowest + highest) / 2
             rank -= count
             if rank <= 0:
                 break
-        return min(max((lowest + highest) / 2, self.least), self.greatest)
+        return min(max(middle, self.least), self.greatest)
 
 
 class Histogram(Snapshot):
@@ -260,6 +261,32 @@ class Histogram(Snapshot):
             self._negative = Histogram(self._budget)
         assert isinstance(self._negative, Histogram)
         self._negative.observe(-value)
+
+
+def observe_row(histograms: Iterable[Histogram], values: Iterable[int | None]) -> None:
+    """Count each value in the histogram at its place; None stands for no value.
+
+    The same as :meth:`Histogram.observe` for each, in line: this runs for every request, and the calls alone would
+    cost half as much as the counting.
+    """
+    for histogram, value in zip(histograms, values):  # noqa: B905  # `strict` costs, and both come from one place
+        if value is None:
+            continue
+        if value < 0:
+            histogram.observe(value)
+            continue
+        shift = (value | 64).bit_length() - 7
+        try:
+            histogram._pages[shift][(value >> shift) - 64] += 1  # type: ignore[index]
+        except (TypeError, IndexError, OverflowError):
+            histogram.observe(value)
+            continue
+        histogram._counts[shift] += 1
+        histogram.total += value
+        if value > histogram.greatest:  # type: ignore[operator]  # a page means that there is a value
+            histogram.greatest = value
+        elif value < histogram.least:  # type: ignore[operator]
+            histogram.least = value
 
 
 EMPTY = Snapshot()

@@ -73,7 +73,9 @@ class RuntimeMonitor:
                 "rss": process.memory_info().rss,
                 "cpu_percent": process.cpu_percent(),
                 "threads": process.num_threads(),
-                "open_files": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
+                "open_files": process.num_fds()
+                if hasattr(process, "num_fds")
+                else process.num_handles(),
             }
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due: float | None) -> None:

@@ -33,7 +33,10 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
     registry = default_registry if registry is None else registry
     monitor = registry.monitor
     stats: dict[str, Any] = {}
-    for name, histogram in (("event_loop_lag", monitor.event_loop_lag), ("gc_pause", monitor.gc_pause)):
+    for name, histogram in (
+        ("event_loop_lag", monitor.event_loop_lag),
+        ("gc_pause", monitor.gc_pause),
+    ):
         snapshot = histogram.snapshot()
         if snapshot.least is not None:
             stats[name] = summarize(snapshot, SECONDS)
@@ -44,7 +47,9 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
         stats["metrics"] = {
             "series": len(rows),
             "squeezed": sum(series.squeezed for series in rows),
-            **dict.fromkeys(("overflowed", "malformed_messages", "resolver_failures", "kit_failures"), 0),
+            **dict.fromkeys(
+                ("overflowed", "malformed_messages", "resolver_failures", "kit_failures"), 0
+            ),
             **registry.counters,
         }
     return stats

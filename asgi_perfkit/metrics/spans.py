@@ -39,7 +39,9 @@ class measure:  # noqa: N801  # used like a function, as contextlib's are
         if not 0 < len(name) <= _MAX_NAME_LENGTH:
             raise ConfigurationValueError("measure(name)", name, "a name has 1 to 100 characters.")
         if name in _RESERVED:
-            raise ConfigurationValueError("measure(name)", name, "the kit has a metric of that name; choose another.")
+            raise ConfigurationValueError(
+                "measure(name)", name, "the kit has a metric of that name; choose another."
+            )
         self._name = name
         self._started_ns = 0
 
@@ -47,12 +49,15 @@ class measure:  # noqa: N801  # used like a function, as contextlib's are
         self._started_ns = perf_counter_ns()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         duration_ns = perf_counter_ns() - self._started_ns
         account = current_account.get()
         if account is None:
-            default_registry.observe(None, self._name, duration_ns)
+            default_registry.observe_outside(self._name, duration_ns)
         else:
             account.observe(self._name, duration_ns)
 
@@ -60,6 +65,9 @@ class measure:  # noqa: N801  # used like a function, as contextlib's are
         self.__enter__()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.__exit__(kind, error, traceback)

@@ -21,7 +21,9 @@ _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 @overload
 def get_performance_stats(*, by: None = None, registry: Registry | None = None) -> Stats: ...
 @overload
-def get_performance_stats(*, by: Literal["endpoint"], registry: Registry | None = None) -> dict[str, Stats]: ...
+def get_performance_stats(
+    *, by: Literal["endpoint"], registry: Registry | None = None
+) -> dict[str, Stats]: ...
 
 
 def get_performance_stats(
@@ -48,7 +50,9 @@ def get_performance_stats(
     if by is None:
         return _overall(registry)
     raise ConfigurationValueError(
-        "get_performance_stats(by=...)", by, 'use by="endpoint", or leave it out (None) for all requests together.'
+        "get_performance_stats(by=...)",
+        by,
+        'use by="endpoint", or leave it out (None) for all requests together.',
     )
 
 
@@ -85,7 +89,9 @@ def _by_endpoint(registry: Registry) -> dict[str, Stats]:
     for series in registry.series():
         with registry.lock:
             figures = {
-                metric: summarize(histogram, scale_of(metric)) for metric, histogram in series.histograms.items()
+                metric: summarize(histogram, scale_of(metric))
+                for metric, histogram in series.histograms.items()
+                if histogram.least is not None
             }
             _add_counts(figures, [series])
         stats[series.label] = figures
@@ -100,6 +106,8 @@ def _overall(registry: Registry) -> Stats:
     for series in rows:
         with registry.lock:
             for metric, histogram in series.histograms.items():
+                if histogram.least is None:
+                    continue
                 by_metric.setdefault(metric, []).append(histogram.snapshot())
         breath.take()
     stats = {}
@@ -125,10 +133,10 @@ def _add_counts(stats: Stats, rows: list[Series]) -> None:
     outcomes: dict[str, float] = {}
     statuses: dict[str, float] = {}
     for series in rows:
-        for outcome, times in series.outcomes.items():
+        for (outcome, status), times in series.ends.items():
             outcomes[outcome] = outcomes.get(outcome, 0) + times
-        for status, times in series.statuses.items():
-            statuses[str(status)] = statuses.get(str(status), 0) + times
+            if status is not None:
+                statuses[str(status)] = statuses.get(str(status), 0) + times
     if outcomes:
         stats["outcomes"] = outcomes
     if statuses:

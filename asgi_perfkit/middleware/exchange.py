@@ -39,23 +39,40 @@ class Exchange(Account):
 
     :ivar started_ns: when the app was called.
     :ivar path: as it was then: routers rewrite the scope's.
+    :ivar processing_ns: from the call of the app to `http.response.start`; None before.
+    :ivar response_ns: from the call until the server took the last body message; None before.
     :ivar receive_ns: awaiting the request's body; None if the app never asked for it.
     :ivar send_ns: awaiting `send`; None if the app has sent nothing.
     :ivar status: of the response or of the handshake; None before.
     :ivar complete: whether all has been said: the last body message taken by the server, and the trailers if there
         are to be any; of a connection, whether one side has closed it.
     :ivar disconnected: whether the client left before that.
+    :ivar request_bytes: body bytes received.
+    :ivar response_bytes: body bytes sent.
+    :ivar messages_in: `websocket.receive` messages.
+    :ivar messages_out: `websocket.send` messages.
     :ivar malformed: messages that the kit could not read.
+    :ivar decorate_start: makes the `http.response.start` message that is sent of the one that the app sent.
     """
 
     __slots__ = (
+        "_ending",
         "_receive",
         "_send",
+        "_trailers",
+        "_uploaded",
         "complete",
+        "decorate_start",
         "disconnected",
         "malformed",
+        "messages_in",
+        "messages_out",
         "path",
+        "processing_ns",
         "receive_ns",
+        "request_bytes",
+        "response_bytes",
+        "response_ns",
         "scope",
         "send_ns",
         "started_ns",
@@ -64,17 +81,28 @@ class Exchange(Account):
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.started_ns = perf_counter_ns()
-        super().__init__()
+        # Account's fields, set here: a call of its constructor costs as much as a third of all this.
+        self.loop_ns = self.longest_ns = 0
+        self.stepping = self.closed = False
+        self.observers = ()
+        self.endpoint = self.spill = self.late = None
+        self.observations = []
         self.scope = scope
         self.path: str = scope.get("path", "")
         self._receive = receive
         self._send = send
+        self.processing_ns: int | None = None
+        self.response_ns: int | None = None
         self.receive_ns: int | None = None
         self.send_ns: int | None = None
-        self.status: int | None = None
-        self.complete = False
-        self.disconnected = False
+        self.request_bytes = self.response_bytes = 0
+        self.messages_in = self.messages_out = 0
         self.malformed = 0
+        self.status: int | None = None
+        self.complete = self.disconnected = False
+        self.decorate_start: Callable[[Exchange, Message], Message] | None = None
+        # Whether the request's body is in, whether trailers are announced, whether the last message is on its way.
+        self._uploaded = self._trailers = self._ending = False
 
     async def receive(self) -> Message:
         """Pass on what comes from the client; the `receive` for the app."""
@@ -85,8 +113,8 @@ class Exchange(Account):
         raise NotImplementedError
 
     def close(self, late: Callable[[str, int], None] | None) -> None:
-        super().close(late)
         self.scope = _NO_SCOPE
+        super().close(late)
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.
@@ -99,38 +127,17 @@ class Exchange(Account):
             return "ok" if self.complete else "incomplete"
         return "cancelled" if _is_cancellation(error) else "error"
 
+    def _read_status(self, status: object) -> int | None:
+        if isinstance(status, int) and 100 <= status <= 999:  # http.HTTPStatus is an int, too
+            return int(status)
+        self.malformed += 1
+        return None
+
 
 class HTTPExchange(Exchange):
-    """A request and its response.
+    """A request and its response."""
 
-    :ivar processing_ns: from the call of the app to `http.response.start`; None before.
-    :ivar response_ns: from the call until the server took the last body message; None before.
-    :ivar request_bytes: body bytes received.
-    :ivar response_bytes: body bytes sent.
-    :ivar decorate_start: makes the `http.response.start` message that is sent of the one that the app sent.
-    """
-
-    __slots__ = (
-        "_ending",
-        "_trailers",
-        "_uploaded",
-        "decorate_start",
-        "processing_ns",
-        "request_bytes",
-        "response_bytes",
-        "response_ns",
-    )
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(scope, receive, send)
-        self.processing_ns: int | None = None
-        self.response_ns: int | None = None
-        self.request_bytes = 0
-        self.response_bytes = 0
-        self.decorate_start: Callable[[HTTPExchange, Message], Message] | None = None
-        self._uploaded = False  # whether the request's body is in
-        self._trailers = False  # whether trailers are announced
-        self._ending = False  # whether the last message is on its way
+    __slots__ = ()
 
     async def receive(self) -> Message:
         started_ns = perf_counter_ns()
@@ -162,20 +169,27 @@ class HTTPExchange(Exchange):
         kind = None
         size = 0
         last = False
+        started_ns = perf_counter_ns()
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                size = len(message.get("body") or b"")
-                last = not message.get("more_body", False)
-                if last and not self._trailers:
-                    self._ending = True
+                if "body" in message:
+                    size = len(message["body"] or b"")
+                if not message.get("more_body"):
+                    last = True
+                    self._ending = not self._trailers
             elif kind == "http.response.start":
-                message = self._start(message)
+                if self.processing_ns is None:  # or else it is sent twice, for the server to judge
+                    self.processing_ns = started_ns - self.started_ns
+                    if message.get("trailers"):
+                        self._trailers = True
+                    self.status = self._read_status(message["status"])
+                    if self.decorate_start is not None:
+                        message = self.decorate_start(self, message)
             else:
                 size, last = self._read_extension(kind, message)
         except _UNREADABLE:
             self.malformed += 1
-        started_ns = perf_counter_ns()
         try:
             await self._send(message)
         except OSError:
@@ -186,26 +200,12 @@ class HTTPExchange(Exchange):
         finally:
             now_ns = perf_counter_ns()
             self.send_ns = (self.send_ns or 0) + now_ns - started_ns
-        self.response_bytes += size
+        if size:
+            self.response_bytes += size
         if last and self.response_ns is None:
             self.response_ns = now_ns - self.started_ns
         if self._ending:
             self.complete = True
-
-    def _start(self, message: Message) -> Message:
-        """Note that the response begins; returns the message to send."""
-        if self.processing_ns is not None:
-            return message  # sent twice: for the server to judge
-        self.processing_ns = perf_counter_ns() - self.started_ns
-        self._trailers = bool(message.get("trailers", False))
-        status = message["status"]
-        if isinstance(status, int) and 100 <= status <= 999:  # http.HTTPStatus is an int, too
-            self.status = int(status)
-        else:
-            self.malformed += 1
-        if self.decorate_start is not None:
-            message = self.decorate_start(self, message)
-        return message
 
     def _read_extension(self, kind: object, message: Message) -> tuple[int, bool]:
         """How many body bytes a message of an extension stands for, and whether it ends the body."""
@@ -220,7 +220,9 @@ class HTTPExchange(Exchange):
             if last and not self._trailers:
                 self._ending = True
             count = message.get("count")
-            return _size_of(message["file"], message.get("offset") or 0) if count is None else int(count), last
+            return _size_of(message["file"], message.get("offset") or 0) if count is None else int(
+                count
+            ), last
         elif kind not in ("http.response.push", "http.response.early_hint", "http.response.debug"):
             self.malformed += 1
         return 0, False
@@ -231,18 +233,9 @@ class HTTPExchange(Exchange):
 
 
 class WebSocketExchange(Exchange):
-    """A websocket connection.
+    """A websocket connection."""
 
-    :ivar messages_in: `websocket.receive` messages.
-    :ivar messages_out: `websocket.send` messages.
-    """
-
-    __slots__ = ("messages_in", "messages_out")
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(scope, receive, send)
-        self.messages_in = 0
-        self.messages_out = 0
+    __slots__ = ()
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -288,7 +281,7 @@ class WebSocketExchange(Exchange):
                 self.status = 403  # what a close before the handshake comes to
             self.complete = True
         elif kind == "websocket.http.response.start":
-            self.status = int(message["status"])
+            self.status = self._read_status(message["status"])
         elif kind == "websocket.http.response.body":
             if not message.get("more_body", False):
                 self.complete = True
@@ -316,6 +309,7 @@ def _is_cancellation(error: BaseException) -> bool:
 def _size_of(file: Any, offset: int = 0) -> int:
     """The bytes of a file, by path, descriptor or file object, behind `offset`; 0 if it cannot be told."""
     try:
-        return max(0, os.stat(file if isinstance(file, (str, bytes, int)) else file.fileno()).st_size - offset)
+        status = os.stat(file if isinstance(file, (str, bytes, int)) else file.fileno())  # noqa: PTH116  # a descriptor
+        return max(0, status.st_size - offset)
     except OSError:
         return 0  # the server will say what is wrong with it

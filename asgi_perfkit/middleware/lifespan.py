@@ -34,7 +34,11 @@ async def run_lifespan(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
     except Exception as error:
         if spoken:
             raise
-        logger.info("The app does not support lifespan (%s: %s); it is answered for it.", type(error).__name__, error)
+        logger.info(
+            "The app does not support lifespan (%s: %s); it is answered for it.",
+            type(error).__name__,
+            error,
+        )
     if not spoken:
         await _answer(receive, send)
 

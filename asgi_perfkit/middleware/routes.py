@@ -30,48 +30,37 @@ def route_template(scope: Scope, path: str, status: int | None) -> str:
     :return: the template with the mounts before it (``/sub/{t}/items/{item_id}``); `UNMATCHED` if a router has found
         no route, or nothing tells of a router and the response is a 404; else the folded path.
     """
-    template = _of_fastapi(scope)
-    if template is None:
+    if "route" in scope:
         template = _of_starlette(scope, status)
-    if template is None:
+    elif "litestar_app" in scope:
         template = _of_litestar(scope, status)
-    if template is not None:
-        return template
-    if status == 404 or "router" in scope or "litestar_app" in scope:
-        return UNMATCHED
-    return fold_path(path)
-
-
-def _of_fastapi(scope: Scope) -> str | None:
-    marks = scope.get("fastapi")
-    if not isinstance(marks, dict):
-        return None
-    template = getattr(marks.get("effective_route_context"), "path_format", None)
-    return _mounts(scope, template) + template if isinstance(template, str) else None
+    elif status == 404 or "router" in scope:
+        template = None
+    else:
+        return fold_path(path)
+    return UNMATCHED if template is None else template
 
 
 def _of_starlette(scope: Scope, status: int | None) -> str | None:
-    route = scope.get("route")
-    if route is None:
-        return None
+    route = scope["route"]
+    marks = scope.get("fastapi")
+    if marks is not None:
+        route = marks.get("effective_route_context") or route
     template = getattr(route, "path_format", None)
     if not isinstance(template, str):
         return None
-    if hasattr(route, "routes"):  # a mount
-        if status == 404:
-            return UNMATCHED
-        # The root path already has the mount's own part.
-        return _mounts(scope, "") + "/{path}"
-    return _mounts(scope, template) + template
+    if "app_root_path" not in scope:
+        return template
+    if not hasattr(route, "routes"):
+        return _mounts(scope, template) + template
+    # A mount. The root path has its own part already.
+    return None if status == 404 else _mounts(scope, "") + "/{path}"
 
 
 def _mounts(scope: Scope, template: str) -> str:
     """The templates of the mounts that the request went through before the route of `template`."""
-    begin = scope.get("app_root_path")
-    if begin is None:
-        return ""
     concrete: str = scope.get("root_path", "")
-    segments = concrete[len(begin) :].split("/")
+    segments = concrete[len(scope["app_root_path"]) :].split("/")
     parameters: dict[str, Any] = scope.get("path_params") or {}
     position = 0
     for name, value in parameters.items():
@@ -86,12 +75,12 @@ def _mounts(scope: Scope, template: str) -> str:
         position += 1
     # A parameter that was not found (a path of several segments, a number with leading zeros) must not become part
     # of a name: what looks like data is folded.
-    return "/".join(segment if segment.startswith("{") else fold_path(segment) for segment in segments)
+    return "/".join(
+        segment if segment.startswith("{") else fold_path(segment) for segment in segments
+    )
 
 
 def _of_litestar(scope: Scope, status: int | None) -> str | None:
-    if "litestar_app" not in scope:
-        return None
     template = scope.get("path_template")
     if template:
         return str(template)

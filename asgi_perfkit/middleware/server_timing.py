@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from asgi_perfkit.middleware.exchange import HTTPExchange
+from asgi_perfkit.middleware.exchange import Exchange
 from asgi_perfkit.types import Message
 
 __all__ = ["add_server_timing"]
@@ -19,7 +19,7 @@ _NOT_TOKEN = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
-def add_server_timing(exchange: HTTPExchange, message: Message) -> Message:
+def add_server_timing(exchange: Exchange, message: Message) -> Message:
     """The `http.response.start` message with the timings of `exchange` behind those that the app has set.
 
     The processing time comes first, then what was measured, by name, the sum of each. The app's message and its
@@ -33,14 +33,16 @@ def add_server_timing(exchange: HTTPExchange, message: Message) -> Message:
         return message
     value = ", ".join(entries).encode("ascii")
     if own:
-        last = max(index for index, header in enumerate(headers) if header[0].lower() == b"server-timing")
+        last = max(
+            index for index, header in enumerate(headers) if header[0].lower() == b"server-timing"
+        )
         headers[last] = (headers[last][0], headers[last][1] + b", " + value)
     else:
         headers.append((b"server-timing", value))
     return {**message, "headers": headers}
 
 
-def _entries(exchange: HTTPExchange) -> list[str]:
+def _entries(exchange: Exchange) -> list[str]:
     assert exchange.processing_ns is not None
     durations_ns = {"processing": exchange.processing_ns}
     for metric, value in exchange.observations:

@@ -14,4 +14,11 @@ from asgi_perfkit.steps.drive import drive
 from asgi_perfkit.steps.follow import follow_children
 from asgi_perfkit.steps.loop import on_event_loop
 
-__all__ = ["Account", "StepObserver", "current_account", "drive", "follow_children", "on_event_loop"]
+__all__ = [
+    "Account",
+    "StepObserver",
+    "current_account",
+    "drive",
+    "follow_children",
+    "on_event_loop",
+]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["Account", "StepObserver", "current_account"]
+
+
+_MANY = 256
 
 
 class StepObserver(Protocol):
@@ -37,6 +39,7 @@ class Account:
     :ivar observers: told of every step.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`.
+    :ivar spill: takes away the observations of work that has made many, a connection that lasts for days for one.
     :ivar late: takes what is observed after the work is over; None before.
     """
 
@@ -49,6 +52,7 @@ class Account:
         "loop_ns",
         "observations",
         "observers",
+        "spill",
         "stepping",
     )
 
@@ -60,6 +64,7 @@ class Account:
         self.observers: tuple[StepObserver, ...] = ()
         self.endpoint: str | None = None
         self.observations: list[tuple[str, int]] = []
+        self.spill: Callable[[Any], None] | None = None
         self.late: Callable[[str, int], None] | None = None
 
     def enter_step(self) -> int:
@@ -84,25 +89,32 @@ class Account:
 
     def observe(self, metric: str, value: int) -> None:
         """Note a `value` (nanoseconds, bytes or a number, as the metric has it) for this piece of work."""
-        self.observations.append((metric, value))
+        observations = self.observations
+        observations.append((metric, value))
+        if len(observations) >= _MANY and self.spill is not None:
+            self.spill(self)
         if self.late is not None:
             self._hand_over()
 
     def take_observations(self) -> list[tuple[str, int]]:
         """Take out what was observed so far. What another thread adds meanwhile stays for the next who takes it."""
-        taken = []
+        taken: list[tuple[str, int]] = []
         observations = self.observations
-        # Popping is atomic: two threads that take at once neither lose nor double anything.
-        with contextlib.suppress(IndexError):
-            while True:
+        while observations:
+            try:
+                # Popping is atomic: two threads that take at once neither lose nor double anything.
                 taken.append(observations.pop())
+            except IndexError:
+                break
         return taken
 
     def close(self, late: Callable[[str, int], None] | None) -> None:
         """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
         self.closed = True
+        self.spill = None
         self.late = late or _drop
-        self._hand_over()
+        if self.observations:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         late = self.late
@@ -115,5 +127,7 @@ def _drop(metric: str, value: int) -> None:
     pass
 
 
-current_account: ContextVar[Account | None] = ContextVar("asgi_perfkit.current_account", default=None)
+current_account: ContextVar[Account | None] = ContextVar(
+    "asgi_perfkit.current_account", default=None
+)
 """The account of the work that the running code belongs to, in its tasks and its worker threads too."""

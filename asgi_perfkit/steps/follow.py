@@ -33,7 +33,9 @@ def follow_children() -> None:
             loop.set_task_factory(FollowingTaskFactory(factory))
         return
     if "trio" not in sys.modules:
-        raise RuntimeError("follow_children() needs a running asyncio or trio loop; call it from a coroutine.")
+        raise RuntimeError(
+            "follow_children() needs a running asyncio or trio loop; call it from a coroutine."
+        )
     from asgi_perfkit.steps.follow_trio import follow_children_on_trio
 
     follow_children_on_trio()
@@ -96,7 +98,9 @@ class FollowedCoroutine(Coroutine[Any, Any, Any]):
 
     __slots__ = ("_account", "_coro")
 
-    def __init__(self, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], account: Account) -> None:
+    def __init__(
+        self, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], account: Account
+    ) -> None:
         self._coro = coro
         self._account: Account | None = account
 
@@ -137,6 +141,8 @@ class FollowedCoroutine(Coroutine[Any, Any, Any]):
         if account is None or account.stepping:
             return None
         if account.closed:
-            self._account = None  # a task may live for as long as the process: let go of the request
+            self._account = (
+                None  # a task may live for as long as the process: let go of the request
+            )
             return None
         return account

@@ -8,7 +8,9 @@ from asgi_perfkit.steps.account import Account, current_account
 
 __all__ = ["FollowingInstrument", "follow_children_on_trio"]
 
-_instrument: trio.lowlevel.RunVar[FollowingInstrument] = trio.lowlevel.RunVar("asgi_perfkit.instrument")
+_instrument: trio.lowlevel.RunVar[FollowingInstrument] = trio.lowlevel.RunVar(
+    "asgi_perfkit.instrument"
+)
 
 
 def follow_children_on_trio() -> None:
