@@ -73,9 +73,7 @@ class RuntimeMonitor:
                 "rss": process.memory_info().rss,
                 "cpu_percent": process.cpu_percent(),
                 "threads": process.num_threads(),
-                "open_files": process.num_fds()
-                if hasattr(process, "num_fds")
-                else process.num_handles(),
+                "open_files": _open_files(process),
             }
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due: float | None) -> None:
@@ -97,6 +95,12 @@ class RuntimeMonitor:
             due = trio.current_time() + HEARTBEAT_SECONDS
             await trio.sleep_until(due)
             self.event_loop_lag.observe(max(0, round((trio.current_time() - due) * 1e9)))
+
+
+def _open_files(process: psutil.Process) -> int:
+    if sys.platform == "win32":
+        return process.num_handles()
+    return process.num_fds()
 
 
 def _listen_to_gc(monitor: RuntimeMonitor) -> None:

@@ -44,6 +44,14 @@ _MAX_NAMES = 12
 # and may have a page beyond: 27 kB. Numbers and tables take up to 5 kB more.
 _MAX_PAGES = 96
 
+_TROUBLES = (
+    "overflowed",
+    "malformed_messages",
+    "resolver_failures",
+    "server_timing_failures",
+    "kit_failures",
+)
+
 # How many requests are put aside before they are counted, about 0.5 kB and 1.5 µs each.
 _BATCH = 64
 
@@ -133,15 +141,14 @@ class Registry:
     :ivar lock: held while figures are changed or read; re-entrant, since a garbage collection may run code of the
         user that comes back here.
     :ivar open: the requests that are in flight.
-    :ivar counters: how often each kind of trouble was met: `overflowed` (requests that went to the overflow row),
-        `malformed_messages`, `resolver_failures`, `kit_failures`.
+    :ivar counters: how often each kind of trouble was met; `overflowed` are requests that went to the overflow row.
     :ivar monitor: what listens to the process for this registry.
     """
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.open: set[Account] = set()
-        self.counters: dict[str, int] = {}
+        self.counters = dict.fromkeys(_TROUBLES, 0)
         self.monitor = RuntimeMonitor()
         self._series: dict[tuple[str, str], Series] = {}
         # Recorded and not yet counted: see `record`.
@@ -197,7 +204,7 @@ class Registry:
     def count(self, trouble: str, times: int = 1) -> int:
         """Count a kind of `trouble`; says how often it has been met by now."""
         with self.lock:
-            met = self.counters[trouble] = self.counters.get(trouble, 0) + times
+            met = self.counters[trouble] = self.counters[trouble] + times
             return met
 
     def report(self, trouble: str, message: str, error: BaseException) -> None:
@@ -212,7 +219,7 @@ class Registry:
         with self.lock:
             self._pending.clear()
             self._series.clear()
-            self.counters.clear()
+            self.counters = dict.fromkeys(_TROUBLES, 0)
 
     def series_for(
         self, method: str, endpoint: str, metrics: tuple[str, ...], max_series: int

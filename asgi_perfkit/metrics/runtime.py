@@ -23,7 +23,7 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
     `requests`          ``in_flight``: requests and connections that the app has not returned from
     `metrics`           the kit about itself: ``series`` kept, ``overflowed`` (requests that found no row of their
                         own), ``squeezed`` (values counted in a neighbouring bucket for want of room),
-                        ``malformed_messages``, ``resolver_failures``, ``kit_failures``
+                        ``malformed_messages``, ``resolver_failures``, ``server_timing_failures``, ``kit_failures``
     ==================  =============================================================================================
 
     `event_loop_lag` and `gc_pause` are there once there is something to tell.
@@ -47,9 +47,6 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
         stats["metrics"] = {
             "series": len(rows),
             "squeezed": sum(series.squeezed for series in rows),
-            **dict.fromkeys(
-                ("overflowed", "malformed_messages", "resolver_failures", "kit_failures"), 0
-            ),
             **registry.counters,
         }
     return stats

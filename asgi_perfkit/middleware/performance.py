@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from asyncio import AbstractEventLoop, _get_running_loop
+from asyncio import _get_running_loop
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, Literal
@@ -45,6 +45,7 @@ _WEBSOCKET_METRICS = (
 
 _MEMORY_INTERVAL_NS = 1_000_000
 _NEVER = 1 << 63
+_NO_LOOP = object()
 
 
 class PerformanceMiddleware:
@@ -87,7 +88,7 @@ class PerformanceMiddleware:
         self._read_memory: Callable[[], int] | None = None
         self._memory_due_ns = _NEVER  # when, at the earliest, memory is read for another request
         self._process_id = 0
-        self._loop: AbstractEventLoop | None = None
+        self._loop: object = _NO_LOOP
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -103,7 +104,7 @@ class PerformanceMiddleware:
             return
 
         registry = self._registry
-        if self._loop is None or _get_running_loop() is not self._loop:
+        if _get_running_loop() is not self._loop:  # nor is it ever on trio
             self._meet_loop()
         outer = exchange_of(send)
         if outer is None:
@@ -162,7 +163,7 @@ class PerformanceMiddleware:
                 self._process_id = os.getpid()
                 self._read_memory = rss_reader()
                 self._memory_due_ns = 0
-            self._loop = _get_running_loop()
+            self._loop = _get_running_loop() or _NO_LOOP
         except Exception as failure:
             self._registry.report(
                 "kit_failures", "Requests on this loop are not measured in full", failure
@@ -183,12 +184,10 @@ class PerformanceMiddleware:
         return None if now is None else now - memory
 
     def _ask_for_server_timing(self, exchange: Exchange, scope: Scope) -> None:
+        wanted = self._server_timing
         try:
-            wanted = (
-                self._server_timing
-                if isinstance(self._server_timing, bool)
-                else self._server_timing(scope)
-            )
+            if not isinstance(wanted, bool):
+                wanted = wanted(scope)
         except Exception as failure:
             self._registry.report(
                 "server_timing_failures", "server_timing raised for a request", failure
@@ -216,6 +215,8 @@ class PerformanceMiddleware:
         method, metrics = _kind_of(exchange)
         values: tuple[int | None, ...]
         if metrics is _HTTP_METRICS:
+            # What an app says in reply to HEAD stays with the server (RFC 9110, section 9.3.2).
+            response_bytes = 0 if method == "HEAD" else exchange.response_bytes
             values = (
                 exchange.processing_ns,
                 exchange.response_ns,
@@ -225,12 +226,7 @@ class PerformanceMiddleware:
                 exchange.loop_ns,
                 exchange.longest_ns,
                 None if exchange.receive_ns is None else exchange.request_bytes,
-                # What an app says in reply to HEAD stays with the server (RFC 9110, section 9.3.2).
-                None
-                if exchange.processing_ns is None
-                else 0
-                if method == "HEAD"
-                else exchange.response_bytes,
+                None if exchange.processing_ns is None else response_bytes,
                 None if memory is None else self._memory_since(memory),
             )
         else:
@@ -243,9 +239,8 @@ class PerformanceMiddleware:
                 exchange.longest_ns,
             )
         observations = exchange.observations
-        if (
-            observations and exchange.closed
-        ):  # who has not opened the exchange leaves them for who has
+        if observations and exchange.closed:
+            # Who has not opened the exchange only reads them, and leaves them for who has.
             observations = exchange.take_observations()
         if exchange.malformed:
             self._registry.count("malformed_messages", exchange.malformed)
