@@ -1,0 +1,3 @@
+"""Every speed claim of asgi_perfkit, measured side by side with its peers: ``python -m
+benchmarks``.
+"""

@@ -1,0 +1,12 @@
+"""What hypercorn serves in the throughput benchmark: the same app, unwrapped and wrapped."""
+
+from asgi_perfkit import PerfKit, PerformanceMiddleware
+
+from .contenders import bare_app, starlette_app
+
+unwrapped = bare_app()
+middleware = PerformanceMiddleware(bare_app())
+wrapped = PerfKit(bare_app())
+
+starlette_unwrapped = starlette_app()
+starlette_wrapped = PerfKit(starlette_app())

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from django.urls import include, path
+
+from shop import views
+
+urlpatterns = [
+    path("items/", views.items),
+    path("items/<int:item_id>", views.item),
+    path("shop/<int:shop_id>/", include("shop.urls")),
+    path("wait", views.wait),
+    path("block", views.block),
+    path("sync", views.sync),
+    path("stream", views.stream),
+    path("upload", views.upload),
+    path("error", views.error),
+    path("after", views.after),
+    path("stats", views.stats),
+]

@@ -1,0 +1,235 @@
+"""A small shop without a framework: an ASGI application written by hand, measured by PerfKit.
+
+Run it from this folder, on any of hypercorn's workers, then read http://127.0.0.1:8000/stats:
+
+    hypercorn app:app
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+# The standard library sleeps on asyncio only; anyio does it on trio as well.
+import anyio
+
+from asgi_perfkit import PerfKit, get_performance_stats, get_runtime_stats, reset_performance_stats
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+logger = logging.getLogger("shop")
+
+ITEMS = {
+    1: {"id": 1, "name": "kettle", "price": 24.5},
+    2: {"id": 2, "name": "teapot", "price": 31.0},
+    3: {"id": 3, "name": "cup", "price": 7.25},
+}
+STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
+EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+
+
+async def respond(
+    send: Send, content: Any, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    """Send a whole JSON response."""
+    body = json.dumps(content).encode()
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def items(receive: Receive, send: Send) -> None:
+    """List what the shop sells."""
+    await respond(send, list(ITEMS.values()))
+
+
+async def item(receive: Receive, send: Send, item_id: int) -> None:
+    """Show one item."""
+    if item_id in ITEMS:
+        await respond(send, ITEMS[item_id])
+    else:
+        await respond(send, {"detail": "There is no such item."}, 404)
+
+
+async def stock(receive: Receive, send: Send, shop_id: int, item_id: int) -> None:
+    """Show how many of an item one shop has."""
+    if (shop_id, item_id) in STOCK:
+        quantity = STOCK[shop_id, item_id]
+        await respond(send, {"shop": shop_id, "item": item_id, "quantity": quantity})
+    else:
+        await respond(send, {"detail": "There is no such item in this shop."}, 404)
+
+
+async def wait(receive: Receive, send: Send) -> None:
+    """Ask a supplier who takes 100 ms to answer; the loop is free meanwhile."""
+    began = time.perf_counter()
+    await anyio.sleep(0.1)
+    await respond(send, {"seconds": time.perf_counter() - began})
+
+
+def spin(seconds: float) -> float:
+    """Compute without a pause, and return for how long that was."""
+    began = time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        pass
+    return spent
+
+
+async def block(receive: Receive, send: Send) -> None:
+    """Compute for 30 ms on the event loop: the mistake that the statistics uncover."""
+    await respond(send, {"seconds": spin(0.03)})
+
+
+def hash_password() -> dict[str, Any]:
+    began = time.perf_counter()
+    digest = hashlib.pbkdf2_hmac("sha256", b"correct horse", b"battery staple", 50_000)
+    return {"digest": digest.hex(), "seconds": time.perf_counter() - began}
+
+
+async def sync(receive: Receive, send: Send) -> None:
+    """Hash a password in a thread."""
+    await respond(send, await anyio.to_thread.run_sync(hash_password))
+
+
+async def export() -> AsyncIterator[bytes]:
+    """Produce a list in five parts, 50 ms apart."""
+    yield EXPORT_PART
+    for _ in range(4):
+        await anyio.sleep(0.05)
+        yield EXPORT_PART
+
+
+async def cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def stream(receive: Receive, send: Send) -> None:
+    """Send a list while it is being made, and stop making it when the client has gone."""
+    headers = [(b"content-type", b"text/csv")]
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancel_on_disconnect, receive, group.cancel_scope)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async for part in export():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        group.cancel_scope.cancel()
+
+
+async def upload(receive: Receive, send: Send) -> None:
+    """Digest a body of any size without holding it."""
+    size, digest, more_body = 0, hashlib.sha256(), True
+    while more_body:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        digest.update(chunk)
+        more_body = message.get("more_body", False)
+    await respond(send, {"size": size, "sha256": digest.hexdigest()})
+
+
+async def error(receive: Receive, send: Send) -> None:
+    """Fail."""
+    raise RuntimeError("The warehouse does not answer.")
+
+
+async def after(receive: Receive, send: Send) -> None:
+    """Take an order; the receipt goes to a mail server when the client has its answer."""
+    await respond(send, {"accepted": True})
+    await anyio.sleep(0.05)
+    logger.info("receipt sent")
+
+
+async def stats(receive: Receive, send: Send) -> None:
+    """Show what PerfKit has measured in this process."""
+    runtime, endpoints = get_runtime_stats(), get_performance_stats(by="endpoint")
+    await respond(send, {"runtime": runtime, "endpoints": endpoints})
+
+
+async def reset(receive: Receive, send: Send) -> None:
+    """Begin anew."""
+    reset_performance_stats()
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def echo(receive: Receive, send: Send) -> None:
+    """Send every message back."""
+    await receive()  # websocket.connect
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message.get("text")})
+
+
+ROUTES = [
+    (re.compile(pattern), methods)
+    for pattern, methods in {
+        r"/items/": {"GET": items},
+        r"/items/(?P<item_id>\d+)": {"GET": item},
+        r"/shop/(?P<shop_id>\d+)/items/(?P<item_id>\d+)": {"GET": stock},
+        r"/wait": {"GET": wait},
+        r"/block": {"GET": block},
+        r"/sync": {"GET": sync},
+        r"/stream": {"GET": stream},
+        r"/upload": {"POST": upload},
+        r"/error": {"GET": error},
+        r"/after": {"POST": after},
+        r"/stats": {"GET": stats, "DELETE": reset},
+    }.items()
+]
+
+
+async def http(scope: Scope, receive: Receive, send: Send) -> None:
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    for pattern, methods in ROUTES:
+        if match := pattern.fullmatch(scope["path"]):
+            if method in methods:
+                parameters = {name: int(value) for name, value in match.groupdict().items()}
+                await methods[method](receive, send, **parameters)
+            else:
+                allow = (b"allow", ", ".join(methods).encode())
+                await respond(send, {"detail": "Method not allowed."}, 405, (allow,))
+            return
+    await respond(send, {"detail": "Not found."}, 404)
+
+
+async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/ws":
+        await echo(receive, send)
+    else:
+        await receive()
+        await send({"type": "websocket.close"})
+
+
+async def lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await http(scope, receive, send)
+    elif scope["type"] == "websocket":
+        await websocket(scope, receive, send)
+    elif scope["type"] == "lifespan":
+        await lifespan(receive, send)
+
+
+app = PerfKit(app)

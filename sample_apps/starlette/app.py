@@ -1,0 +1,156 @@
+"""A small shop in Starlette, measured by PerfKit.
+
+Run it from this folder, then read http://127.0.0.1:8000/stats:
+
+    hypercorn app:app
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from asgi_perfkit import PerfKit, get_performance_stats, get_runtime_stats, reset_performance_stats
+
+logger = logging.getLogger("shop")
+
+ITEMS = {
+    1: {"id": 1, "name": "kettle", "price": 24.5},
+    2: {"id": 2, "name": "teapot", "price": 31.0},
+    3: {"id": 3, "name": "cup", "price": 7.25},
+}
+STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
+EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+
+
+async def items(request: Request) -> JSONResponse:
+    """List what the shop sells."""
+    return JSONResponse(list(ITEMS.values()))
+
+
+async def item(request: Request) -> JSONResponse:
+    """Show one item."""
+    found = ITEMS.get(request.path_params["item_id"])
+    if found is None:
+        raise HTTPException(404, "There is no such item.")
+    return JSONResponse(found)
+
+
+async def stock(request: Request) -> JSONResponse:
+    """Show how many of an item one shop has; the shop's id is in the mount's own path."""
+    shop_id, item_id = request.path_params["shop_id"], request.path_params["item_id"]
+    if (shop_id, item_id) not in STOCK:
+        raise HTTPException(404, "There is no such item in this shop.")
+    return JSONResponse({"shop": shop_id, "item": item_id, "quantity": STOCK[shop_id, item_id]})
+
+
+async def wait(request: Request) -> JSONResponse:
+    """Ask a supplier who takes 100 ms to answer; the loop is free meanwhile."""
+    began = time.perf_counter()
+    await anyio.sleep(0.1)
+    return JSONResponse({"seconds": time.perf_counter() - began})
+
+
+def spin(seconds: float) -> float:
+    """Compute without a pause, and return for how long that was."""
+    began = time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        pass
+    return spent
+
+
+async def block(request: Request) -> JSONResponse:
+    """Compute for 30 ms on the event loop: the mistake that the statistics uncover."""
+    return JSONResponse({"seconds": spin(0.03)})
+
+
+def sync(request: Request) -> JSONResponse:
+    """Hash a password; Starlette runs a plain function in a thread."""
+    began = time.perf_counter()
+    digest = hashlib.pbkdf2_hmac("sha256", b"correct horse", b"battery staple", 50_000)
+    return JSONResponse({"digest": digest.hex(), "seconds": time.perf_counter() - began})
+
+
+async def export() -> AsyncIterator[bytes]:
+    """Produce a list in five parts, 50 ms apart."""
+    yield EXPORT_PART
+    for _ in range(4):
+        await anyio.sleep(0.05)
+        yield EXPORT_PART
+
+
+async def stream(request: Request) -> StreamingResponse:
+    """Send a list while it is being made."""
+    return StreamingResponse(export(), media_type="text/csv")
+
+
+async def upload(request: Request) -> JSONResponse:
+    """Digest a body of any size without holding it."""
+    size, digest = 0, hashlib.sha256()
+    async for chunk in request.stream():
+        size += len(chunk)
+        digest.update(chunk)
+    return JSONResponse({"size": size, "sha256": digest.hexdigest()})
+
+
+async def error(request: Request) -> JSONResponse:
+    """Fail."""
+    raise RuntimeError("The warehouse does not answer.")
+
+
+async def send_receipt() -> None:
+    """Hand a receipt to a mail server, which takes 50 ms."""
+    await anyio.sleep(0.05)
+    logger.info("receipt sent")
+
+
+async def after(request: Request) -> JSONResponse:
+    """Take an order; the receipt goes out when the client has its answer."""
+    return JSONResponse({"accepted": True}, background=BackgroundTask(send_receipt))
+
+
+async def echo(websocket: WebSocket) -> None:
+    """Send every message back."""
+    await websocket.accept()
+    async for message in websocket.iter_text():
+        await websocket.send_text(message)
+
+
+async def stats(request: Request) -> Response:
+    """Show what PerfKit has measured in this process, or begin anew (DELETE)."""
+    if request.method == "DELETE":
+        reset_performance_stats()
+        return Response(status_code=204)
+    return JSONResponse(
+        {"runtime": get_runtime_stats(), "endpoints": get_performance_stats(by="endpoint")}
+    )
+
+
+routes = [
+    Route("/items/", items),
+    Route("/items/{item_id:int}", item),
+    Mount("/shop/{shop_id:int}", routes=[Route("/items/{item_id:int}", stock)]),
+    Route("/wait", wait),
+    Route("/block", block),
+    Route("/sync", sync),
+    Route("/stream", stream),
+    Route("/upload", upload, methods=["POST"]),
+    Route("/error", error),
+    Route("/after", after, methods=["POST"]),
+    Route("/stats", stats, methods=["GET", "DELETE"]),
+    WebSocketRoute("/ws", echo),
+]
+
+app = Starlette(routes=routes)
+app = PerfKit(app)

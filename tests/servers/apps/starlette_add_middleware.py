@@ -1,0 +1,11 @@
+"""The Starlette sample with the middleware added the framework's own way."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+
+from app import routes
+from asgi_perfkit import PerformanceMiddleware
+
+app = Starlette(routes=routes)
+app.add_middleware(PerformanceMiddleware)

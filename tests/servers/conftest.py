@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .harness import Application, Deployment, Server, serve
+
+ASYNCIO_ONLY = ("asyncio", "uvloop")
+
+APPLICATIONS = [
+    Application("raw"),
+    Application("starlette"),
+    Application("fastapi"),
+    Application("litestar"),
+    # Django and Quart are written for asyncio.
+    Application("django", workers=ASYNCIO_ONLY),
+    Application("quart", workers=ASYNCIO_ONLY),
+    Application("starlette", "starlette_base_http"),
+    Application("starlette", "starlette_add_middleware", workers=("asyncio",)),
+    Application("fastapi", "fastapi_add_middleware", workers=("asyncio",)),
+    Application("litestar", "litestar_define_middleware", workers=("asyncio",)),
+    Application("raw", "raw_named", workers=("asyncio",)),
+]
+DEPLOYMENTS = [
+    Deployment(application, worker)
+    for application in APPLICATIONS
+    for worker in application.workers
+] + [Deployment(Application(framework), "uvicorn") for framework in ("raw", "starlette", "django")]
+
+
+@pytest.fixture(scope="session", params=DEPLOYMENTS, ids=str)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Every application behind every server it runs on; all tests of one share its process."""
+    with serve(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The clients' loop; the servers' are in their own processes."""
+    return "asyncio"

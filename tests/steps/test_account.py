@@ -1,0 +1,78 @@
+"""What is observed reaches whoever keeps it: before, at and after the end of the work."""
+
+from __future__ import annotations
+
+import threading
+
+from asgi_perfkit.steps import Account
+
+
+def test_observations_are_kept_until_they_are_taken() -> None:
+    """Taking empties the account."""
+    account = Account()
+    account.observe("a", 1)
+    account.observe("b", 2)
+    assert sorted(account.take_observations()) == [("a", 1), ("b", 2)]
+    assert account.take_observations() == []
+
+
+def test_what_is_observed_late_is_handed_over() -> None:
+    """From the end of the work on, each observation goes where `close` says, what was left behind as well."""
+    account = Account()
+    late = []
+    account.observe("left", 1)
+    account.close(lambda metric, value: late.append((metric, value)))
+    assert account.closed
+    account.observe("late", 2)
+    assert late == [("left", 1), ("late", 2)]
+    assert account.take_observations() == []
+
+
+def test_what_is_observed_late_may_go_nowhere() -> None:
+    """Without anybody to take it, a late observation is dropped, not kept."""
+    account = Account()
+    account.observe("left", 1)
+    account.close(None)
+    account.observe("late", 2)
+    assert account.take_observations() == []
+
+
+def test_work_that_observes_much_is_relieved() -> None:
+    """Work that goes on for long does not pile up what it observes: `spill` takes it away, and loses nothing."""
+    account = Account()
+    taken: list[tuple[str, int]] = []
+    account.spill = lambda account: taken.extend(account.take_observations())
+    most = 0
+    for number in range(10_000):
+        account.observe("a", number)
+        most = max(most, len(account.observations))
+    assert most < 1000
+    assert sorted(taken + account.take_observations()) == [
+        ("a", number) for number in range(10_000)
+    ]
+
+
+def test_threads_that_observe_while_the_work_ends_lose_nothing() -> None:
+    """Each observation of any thread is handed over exactly once, whenever it is made."""
+    for _ in range(20):
+        account = Account()
+        late: list[int] = []
+        barrier = threading.Barrier(4)
+
+        def observe(
+            start: int, account: Account = account, barrier: threading.Barrier = barrier
+        ) -> None:
+            barrier.wait()
+            for number in range(start, start + 50):
+                account.observe("a", number)
+
+        threads = [threading.Thread(target=observe, args=(start,)) for start in (0, 100, 200)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        taken = [value for _, value in account.take_observations()]
+        account.close(lambda metric, value, late=late: late.append(value))  # type: ignore[misc]
+        for thread in threads:
+            thread.join()
+        expected = [start + number for start in (0, 100, 200) for number in range(50)]
+        assert sorted(taken + late) == expected
