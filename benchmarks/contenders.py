@@ -107,10 +107,10 @@ def bare_app() -> ASGIApp:
 
 
 def starlette_app() -> ASGIApp:
-    """Return a Starlette app with a plain route and one with a path parameter."""
+    """Return a Starlette app: a plain route, one with a path parameter, one that does some work."""
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import PlainTextResponse
+    from starlette.responses import JSONResponse, PlainTextResponse
     from starlette.routing import Route
 
     async def hello(request: Request) -> PlainTextResponse:
@@ -119,7 +119,16 @@ def starlette_app() -> ASGIApp:
     async def item(request: Request) -> PlainTextResponse:
         return PlainTextResponse(request.path_params["item_id"])
 
-    return Starlette(routes=[Route("/hello", hello), Route("/items/{item_id}", item)])
+    async def rows(request: Request) -> JSONResponse:
+        return JSONResponse(
+            [
+                {"id": n, "name": f"Item {n}", "price": n * 1.5, "tags": ["a", "b"], "sold": n % 3}
+                for n in range(100)
+            ]
+        )
+
+    routes = [Route("/hello", hello), Route("/items/{item_id}", item), Route("/rows", rows)]
+    return Starlette(routes=routes)
 
 
 def scope_for(path: str) -> dict[str, Any]:

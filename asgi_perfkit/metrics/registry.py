@@ -245,6 +245,8 @@ class Registry:
             pending = self._pending
             # Only who holds the lock takes out; what comes in meanwhile is left for the next time.
             for _ in range(len(pending)):
+                if not pending:  # a finalizer has run in this thread, and has read the figures
+                    break
                 series, metrics, values, observations, end = pending.popleft()
                 if series.metrics is metrics:
                     observe_row(series.row, values)

@@ -90,7 +90,7 @@ def _by_endpoint(registry: Registry) -> dict[str, Stats]:
         with registry.lock:
             figures = {
                 metric: summarize(histogram, scale_of(metric))
-                for metric, histogram in series.histograms.items()
+                for metric, histogram in list(series.histograms.items())
                 if histogram.least is not None
             }
             _add_counts(figures, [series])
@@ -105,7 +105,7 @@ def _overall(registry: Registry) -> Stats:
     breath = _Breath()
     for series in rows:
         with registry.lock:
-            for metric, histogram in series.histograms.items():
+            for metric, histogram in list(series.histograms.items()):
                 if histogram.least is None:
                     continue
                 by_metric.setdefault(metric, []).append(histogram.snapshot())

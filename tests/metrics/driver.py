@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import string
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -121,9 +124,7 @@ def record(
     # A registry knows the metrics of a kind of request by their tuple, which is always the same object.
     names = _ROWS.setdefault(tuple(metrics), tuple(metrics))
     values = tuple(metrics.values())
-    series = registry.record(
-        method, path, names, values, observations, outcome, status, max_series
-    )
+    series = registry.record(method, path, names, values, observations, outcome, status, max_series)
     return series.observe_late
 
 
@@ -136,13 +137,17 @@ async def answer(send: Send, status: int = 200, headers: Iterable[Any] = ()) -> 
     await send({"type": "http.response.body", "body": b"body"})
 
 
+async def raw_app(scope: dict[str, Any], receive: Any, send: Send) -> None:
+    """A bare app that knows no path with "missing" in it."""
+    await answer(send, 404 if "missing" in scope["path"] else 200)
+
+
 async def ok_app(scope: dict[str, Any], receive: Any, send: Send) -> None:
     """A bare app that answers 200 to anything."""
     await answer(send)
 
 
 def _scope(kind: str, path: str, more: dict[str, Any]) -> dict[str, Any]:
-    path, _, query = path.partition("?")
     return {
         "type": kind,
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -150,7 +155,7 @@ def _scope(kind: str, path: str, more: dict[str, Any]) -> dict[str, Any]:
         "scheme": "http" if kind == "http" else "ws",
         "path": path,
         "raw_path": path.encode("utf-8", "surrogatepass"),
-        "query_string": query.encode(),
+        "query_string": b"",
         "root_path": "",
         "headers": [(b"host", b"testserver")],
         "client": ("127.0.0.1", 50000),
@@ -158,3 +163,36 @@ def _scope(kind: str, path: str, more: dict[str, Any]) -> dict[str, Any]:
         "extensions": {},
         **more,
     }
+
+
+def scanner_paths(*prefixes: str, number: int = 2_000) -> list[str]:
+    """What somebody tries who looks for holes, the same each time: below the root and below each of `prefixes`."""
+    dice = random.Random(20)
+    letters = string.ascii_lowercase
+    segments: list[Callable[[], str]] = [
+        lambda: "".join(dice.choices(letters, k=dice.randint(1, 12))),
+        lambda: "".join(dice.choices(letters + string.digits + "-_.~%+", k=dice.randint(1, 80))),
+        lambda: str(dice.randint(0, 10**12)),
+        lambda: str(uuid.UUID(int=dice.getrandbits(128))),
+        lambda: "".join(map(chr, dice.choices(range(1, 0x3000), k=5))).replace("/", ""),
+        lambda: dice.choice(
+            [
+                "..",
+                ".",
+                "",
+                ".env",
+                ".git",
+                "wp-login.php",
+                "items",
+                "{item_id}",
+                "%2e%2e",
+                "\\",
+                "<script>",
+            ]
+        ),
+    ]
+    return [
+        dice.choice(["", *prefixes])
+        + "".join("/" + dice.choice(segments)() for _ in range(dice.randint(1, 5)))
+        for _ in range(number)
+    ]

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from asgi_perfkit import Registry, get_performance_stats, get_runtime_stats, reset_performance_stats
 from asgi_perfkit.metrics.catalogue import METRICS, scale_of
-
-from .driver import record
+from asgi_perfkit.steps import Account
+from tests.metrics.driver import record
 
 MAX_SERIES_BYTES = 64_000
 
@@ -104,8 +105,8 @@ def test_the_overflow_row_takes_requests_and_connections() -> None:
     """One row for all that has no place, with the metrics of either kind."""
     registry = Registry()
     record(registry, "/", max_series=1)
-    record(registry, "/a", max_series=1, total_time=5, request_size=None)
     record(registry, "/b", max_series=1, method="WEBSOCKET", websocket_time=7)
+    record(registry, "/a", max_series=1, total_time=5, request_size=None)
     overflow = by_endpoint(registry)["<overflow>"]
     assert overflow.keys() == {"total_time", "websocket_time", "outcomes", "statuses"}
     assert overflow["total_time"]["count"] == overflow["websocket_time"]["count"] == 1
@@ -353,3 +354,35 @@ def test_a_forked_child_is_no_prisoner_of_its_parent() -> None:
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_registry_that_is_gone_is_not_missed_after_a_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is called in a forked child keeps no registry alive, and finds nothing to do for one that is gone."""
+    calls: list[Callable[[], None]] = []
+    monkeypatch.setattr(
+        os,
+        "register_at_fork",
+        lambda *, after_in_child: calls.append(after_in_child),
+        raising=False,
+    )
+    registry = Registry()
+    registry.open.add(Account())
+    lock = registry.lock
+    (after_in_child,) = calls
+    after_in_child()
+    assert get_runtime_stats(registry=registry)["requests"] == {"in_flight": 0}
+    assert registry.lock is not lock
+    gone = weakref.ref(registry)
+    del registry
+    assert gone() is None
+    after_in_child()
+
+
+def test_a_platform_without_fork_has_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes cannot fork there is nothing to prepare for."""
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    registry = Registry()
+    record(registry)
+    assert by_endpoint(registry)["GET /"]["outcomes"] == {"ok": 1}

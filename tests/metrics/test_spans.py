@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -22,8 +23,7 @@ from asgi_perfkit import (
     reset_performance_stats,
 )
 from asgi_perfkit.metrics.catalogue import METRICS
-
-from .driver import answer, request
+from tests.metrics.driver import answer, request
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,7 @@ def test_child_tasks_measure_for_their_request(run: Any) -> None:
 
     async def child(number: int) -> None:
         async with measure("child"):
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         with measure(f"child_{number}"):
             pass
 
@@ -202,7 +202,7 @@ def test_concurrent_requests_keep_their_own(run: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for _ in range(int(scope["path"].strip("/"))):
             async with measure("turn"):
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
         await answer(send)
 
     async def main() -> None:
@@ -235,7 +235,7 @@ def test_what_ends_after_its_request_still_counts_for_it(run: Any) -> None:
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             group.start_soon(outlive)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             await answer(send)
 
         async with anyio.create_task_group() as group:
@@ -283,7 +283,7 @@ def test_outside_of_requests_there_is_a_row_for_it(run: Any) -> None:
 
     async def task_of_the_app() -> None:
         async with measure("task"):
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
     run(task_of_the_app)
     thread = threading.Thread(target=lambda: measure("thread").__enter__())

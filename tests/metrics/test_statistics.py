@@ -17,8 +17,7 @@ from asgi_perfkit import (
     get_runtime_stats,
     reset_performance_stats,
 )
-
-from .driver import answer, connect, ok_app, record, request
+from tests.metrics.driver import answer, connect, ok_app, record, request
 
 FIGURES = {"count", "sum", "avg", "min", "max", "p50", "p90", "p95", "p99"}
 HTTP_METRICS = {

@@ -22,7 +22,9 @@ data = st.one_of(
     st.text("abc", min_size=33),
 )
 segments = st.one_of(words, data, st.text(), st.just(""))
-paths = st.one_of(st.text(), st.lists(segments, max_size=14).map(lambda parts: "/" + "/".join(parts)))
+paths = st.one_of(
+    st.text(), st.lists(segments, max_size=14).map(lambda parts: "/" + "/".join(parts))
+)
 
 
 @given(paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from math import ceil
 
 import pytest
@@ -89,7 +90,7 @@ def test_count_sum_least_and_greatest_are_exact(values: list[int]) -> None:
 def test_every_value_lies_in_its_bucket(values: list[int]) -> None:
     """Buckets ascend without overlap, hold all values, and are at most a 64th of their values wide."""
     buckets = list(snapshot_of(values).buckets())
-    assert all(one[1] < other[0] for one, other in zip(buckets, buckets[1:], strict=False))
+    assert all(one[1] < other[0] for one, other in pairwise(buckets))
     for lowest, highest, count in buckets:
         assert count == sum(lowest <= value <= highest for value in values)
         assert highest - lowest <= max(0, min(abs(lowest), abs(highest)) / 64)

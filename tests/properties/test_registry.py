@@ -24,8 +24,7 @@ from asgi_perfkit import (
     get_runtime_stats,
     reset_performance_stats,
 )
-
-from ..metrics.driver import record
+from tests.metrics.driver import record
 
 MAX_SERIES = 3
 MAX_NAMES = 12
@@ -110,7 +109,13 @@ class RegistryMachine(RuleBasedStateMachine):
         self.overflowed = 0
 
     @rule(
-        target=recorded, method=methods, path=paths, time=times, size=sizes, more=observations, end=ends
+        target=recorded,
+        method=methods,
+        path=paths,
+        time=times,
+        size=sizes,
+        more=observations,
+        end=ends,
     )
     def record(
         self,
@@ -250,7 +255,10 @@ class RegistryMachine(RuleBasedStateMachine):
         end: tuple[str, int | None],
     ) -> Row:
         label = f"{METHODS[method]} {path[:200]}"
-        if label not in self.rows and len(self.rows.keys() - {"<overflow>", "<outside>"}) >= MAX_SERIES:
+        if (
+            label not in self.rows
+            and len(self.rows.keys() - {"<overflow>", "<outside>"}) >= MAX_SERIES
+        ):
             label = "<overflow>"
             self.overflowed += 1
         row = self.rows.setdefault(label, Row())

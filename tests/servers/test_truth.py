@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from typing import Any
 
@@ -19,6 +20,15 @@ pytestmark = pytest.mark.anyio
 FRAMEWORK_SECONDS = 0.005
 # Timers of uvloop tick in milliseconds, and a tick may come early.
 TICK_SECONDS = 0.001
+
+
+def framework_seconds() -> float:
+    """A request's own share now: where more wants to run than there are CPUs, a step takes longer in proportion.
+
+    Three times at the most: that is half of the spin, so a spin charged to the wrong request is found in any crowd.
+    """
+    crowding = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return FRAMEWORK_SECONDS * min(max(crowding, 1), 3)
 
 
 def figures_of(figures: dict[str, Any], server: Server, key: str) -> dict[str, Any]:
@@ -65,7 +75,7 @@ async def test_a_blocker_is_charged_and_nobody_else(server: Server) -> None:
             block_loop_time=block["loop_time"]["max"],
             block_longest_step=block["longest_step"]["max"],
         ) + below(
-            FRAMEWORK_SECONDS,
+            framework_seconds(),
             wait_loop_time=wait["loop_time"]["max"],
             wait_longest_step=wait["longest_step"]["max"],
         )
@@ -86,7 +96,7 @@ async def test_waiting_takes_time_but_not_the_loop(server: Server) -> None:
             assert figures[metric]["min"] >= waited
         # Frameworks await receive() all the while, for a disconnect: that is not an upload.
         return below(1.1 * waited, total_time=figures["total_time"]["max"]) + below(
-            FRAMEWORK_SECONDS,
+            framework_seconds(),
             loop_time=figures["loop_time"]["max"],
             receive_time=highest(figures, "receive_time"),
             send_time=figures["send_time"]["max"],

@@ -73,8 +73,7 @@ def test_what_is_yielded_and_sent_in_passes_unchanged(awaited: Awaited) -> None:
     heard = []
 
     async def work() -> None:
-        for question in questions:
-            heard.append(await ask(question))
+        heard.extend([await ask(question) for question in questions])
 
     coro = awaited(work())
     asked = [coro.send(None), coro.send(answers[0]), coro.send(answers[1])]
