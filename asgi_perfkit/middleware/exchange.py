@@ -57,6 +57,7 @@ class Exchange(Account):
 
     __slots__ = (
         "_ending",
+        "_over",
         "_receive",
         "_send",
         "_trailers",
@@ -101,8 +102,9 @@ class Exchange(Account):
         self.status: int | None = None
         self.complete = self.disconnected = False
         self.decorate_start: Callable[[Exchange, Message], Message] | None = None
-        # Whether the request's body is in, whether trailers are announced, whether the last message is on its way.
-        self._uploaded = self._trailers = self._ending = False
+        # Whether the request's body is in, trailers are announced, the last message is on its way, and the server has
+        # told of the end since.
+        self._uploaded = self._trailers = self._ending = self._over = False
 
     async def receive(self) -> Message:
         """Pass on what comes from the client; the `receive` for the app."""
@@ -157,7 +159,9 @@ class HTTPExchange(Exchange):
                 self._count_upload_time(started_ns)
                 # A server tells of a disconnect behind a complete response too, and may do so before its `send` of
                 # the last message has returned (hypercorn 0.18 does): that is no client who left early.
-                if not self._ending:
+                if self._ending:
+                    self._over = True
+                else:
                     self.disconnected = True
             else:
                 self.malformed += 1
@@ -197,11 +201,18 @@ class HTTPExchange(Exchange):
             if kind in ("http.response.start", "http.response.body") and not self.complete:
                 self.disconnected = True
             raise
+        except BaseException:
+            # Told of the end while its last message is on the way, an app may give up waiting for that.
+            if self._over:
+                self._note_taken(size, last, perf_counter_ns())
+            raise
         finally:
             now_ns = perf_counter_ns()
             self.send_ns = (self.send_ns or 0) + now_ns - started_ns
-        if size:
-            self.response_bytes += size
+        self._note_taken(size, last, now_ns)
+
+    def _note_taken(self, size: int, last: bool, now_ns: int) -> None:
+        self.response_bytes += size
         if last and self.response_ns is None:
             self.response_ns = now_ns - self.started_ns
         if self._ending:

@@ -43,10 +43,12 @@ def route_template(scope: Scope, path: str, status: int | None) -> str:
 
 def _of_starlette(scope: Scope, status: int | None) -> str | None:
     route = scope["route"]
+    template = None
     marks = scope.get("fastapi")
-    if marks is not None:
-        route = marks.get("effective_route_context") or route
-    template = getattr(route, "path_format", None)
+    if marks is not None:  # empty for websockets
+        template = getattr(marks.get("effective_route_context"), "path_format", None)
+    if not template:
+        template = getattr(route, "path_format", None)
     if not isinstance(template, str):
         return None
     if "app_root_path" not in scope:

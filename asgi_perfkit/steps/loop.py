@@ -16,4 +16,10 @@ def on_event_loop() -> bool:
 def on_trio() -> bool:
     """Whether the calling thread is that of a running trio loop."""
     trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
