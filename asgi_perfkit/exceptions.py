@@ -36,6 +36,10 @@ class ConfigurationError(PerfKitError):
         super().__init__(f"{subject} got {shown}: {remedy}")
         self.subject = subject
         self.value = value
+        self._remedy = remedy
+
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, object, str]]:
+        return type(self), (self.subject, self.value, self._remedy)
 
 
 class ConfigurationTypeError(ConfigurationError, TypeError):
@@ -43,11 +47,11 @@ class ConfigurationTypeError(ConfigurationError, TypeError):
 
     @classmethod
     def unknown_option(
-        cls, subject: str, option: str, known: Iterable[str]
+        cls, subject: str, option: object, known: Iterable[str]
     ) -> ConfigurationTypeError:
         """Name the option that does not exist and the nearest one that does."""
         known = sorted(known)
-        near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(option), known, n=1, cutoff=0.5)
         remedy = "there is no such option; "
         remedy += f"did you mean {near[0]!r}? " if near else ""
         remedy += f"The options are: {', '.join(known)}."

@@ -216,15 +216,33 @@ class Histogram(Snapshot):
     def snapshot(self) -> Snapshot:
         """What has been counted so far, as a value that no longer changes."""
         copy = Snapshot()
-        # In this order a value that is observed meanwhile (by a garbage collection, say) cannot be counted in a page
-        # that is not there.
+        # In the reverse order of `observe`: of a value that is observed meanwhile (by a garbage collection, say) there
+        # may be the page and not yet the rest, but never the rest without the page.
+        copy.total, copy.least, copy.greatest = self.total, self.least, self.greatest
         copy._counts = self._counts[:]
         copy._pages = [None if page is None else page[:] for page in self._pages]
         if self._negative is not None:
             assert isinstance(self._negative, Histogram)
             copy._negative = self._negative.snapshot()
-        copy.total, copy.least, copy.greatest = self.total, self.least, self.greatest
         return copy
+
+    def absorb(self, other: Histogram) -> None:
+        """Count all that `other` has counted."""
+        merged = merge((self.snapshot(), other))
+        self._pages, self._counts = merged._pages[:], merged._counts[:]
+        self._negative = None
+        if merged._negative is not None:
+            self._negative = Histogram(self._budget)
+            self._negative._pages, self._negative._counts = (
+                merged._negative._pages[:],
+                merged._negative._counts[:],
+            )
+            self._negative.total = merged._negative.total
+            self._negative.least, self._negative.greatest = (
+                merged._negative.least,
+                merged._negative.greatest,
+            )
+        self.total, self.least, self.greatest = merged.total, merged.least, merged.greatest
 
     def _count_slowly(self, value: int) -> None:
         """Count a value that has no page yet, no bucket of its own, or whose bucket is full."""

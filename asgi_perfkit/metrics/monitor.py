@@ -30,6 +30,7 @@ class RuntimeMonitor:
 
     :ivar event_loop_lag: nanoseconds; of all loops that were watched.
     :ivar gc_pause: nanoseconds; of all generations.
+    :ivar memory_due_ns: when, at the earliest, memory is to be read for another request.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,9 @@ class RuntimeMonitor:
         self._process: psutil.Process | None = None
         self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listens_to_gc = False
+        self._read_memory: Callable[[], int] | None = None
+        self._process_id = 0
+        self.memory_due_ns = 0
 
     def watch(self) -> None:
         """Watch the running loop, until it ends; more than once is as once.
@@ -52,16 +56,32 @@ class RuntimeMonitor:
             if loop not in self._watched:
                 self._watched.add(loop)
                 # In a context of its own: the timer would keep that of the first request for as long as it lives.
-                Context().run(self._beat, loop, None)
+                Context().run(self._beat, loop, None, None)
         elif on_trio():
             import trio
 
             token = trio.lowlevel.current_trio_token()
             if token not in self._watched:
                 self._watched.add(token)
-                trio.lowlevel.spawn_system_task(self._beat_on_trio, name="asgi_perfkit heartbeat")
+                trio.lowlevel.spawn_system_task(
+                    self._beat_on_trio,
+                    trio.current_time() + HEARTBEAT_SECONDS,
+                    name="asgi_perfkit heartbeat",
+                )
         else:
             raise RuntimeError("RuntimeMonitor.watch() needs a running asyncio or trio loop.")
+
+    def resident_memory(self) -> int:
+        """The resident memory of this process, in bytes.
+
+        :raises OSError: it cannot be read.
+        """
+        if (
+            self._read_memory is None or self._process_id != os.getpid()
+        ):  # the file is that of a process
+            self._process_id = os.getpid()
+            self._read_memory = rss_reader()
+        return self._read_memory()
 
     def process_stats(self) -> dict[str, float]:
         """Memory, CPU, threads and open files of this process."""
@@ -76,25 +96,28 @@ class RuntimeMonitor:
                 "open_files": _open_files(process),
             }
 
-    def _beat(self, loop: asyncio.AbstractEventLoop, due: float | None) -> None:
+    def _beat(self, loop: asyncio.AbstractEventLoop, due: float | None, run: object) -> None:
         """Note how late this call is and ask for the next one.
 
         The timer is what measures: it is due at a moment that does not depend on how long this function, or a
-        reader of the statistics, takes. It keeps no loop alive: a pending timer is dropped when the loop ends.
+        reader of the statistics, takes. It keeps no loop alive: a pending timer is dropped when the loop ends. A loop
+        that was stopped and runs again was not late meanwhile; each run sets asynchronous generator hooks of its own.
         """
         now = loop.time()
-        if due is not None:
+        this_run = sys.get_asyncgen_hooks().firstiter
+        if due is not None and run is this_run:
             self.event_loop_lag.observe(max(0, round((now - due) * 1e9)))
         due = now + HEARTBEAT_SECONDS
-        loop.call_at(due, self._beat, loop, due)
+        loop.call_at(due, self._beat, loop, due, this_run)
 
-    async def _beat_on_trio(self) -> None:
+    async def _beat_on_trio(self, due: float) -> None:
         import trio
 
         while True:
-            due = trio.current_time() + HEARTBEAT_SECONDS
             await trio.sleep_until(due)
-            self.event_loop_lag.observe(max(0, round((trio.current_time() - due) * 1e9)))
+            now = trio.current_time()
+            self.event_loop_lag.observe(max(0, round((now - due) * 1e9)))
+            due = now + HEARTBEAT_SECONDS
 
 
 def _open_files(process: psutil.Process) -> int:
@@ -108,22 +131,25 @@ def _listen_to_gc(monitor: RuntimeMonitor) -> None:
 
     Collections do not nest and run under the interpreter's lock, so this is the histogram's only writer.
     """
-    reference = weakref.ref(monitor)
+    pauses = monitor.gc_pause
     started_ns = 0
 
     def listen(phase: str, _info: dict[str, int]) -> None:
         nonlocal started_ns
-        monitor = reference()
-        if monitor is None:
-            with contextlib.suppress(ValueError):
-                gc.callbacks.remove(listen)
-        elif phase == "start":
+        if phase == "start":
             started_ns = perf_counter_ns()
         elif started_ns:
-            monitor.gc_pause.observe(perf_counter_ns() - started_ns)
+            pauses.observe(perf_counter_ns() - started_ns)
             started_ns = 0
 
     gc.callbacks.append(listen)
+    # Not by `listen` itself: who takes something out of the list while it is gone through makes others miss a call.
+    weakref.finalize(monitor, _stop_listening, listen)
+
+
+def _stop_listening(listen: Callable[[str, dict[str, int]], None]) -> None:
+    with contextlib.suppress(ValueError):
+        gc.callbacks.remove(listen)
 
 
 def rss_reader() -> Callable[[], int]:

@@ -6,7 +6,8 @@ size has hard bounds, whatever clients send:
 ===================================  =========================================================================
 endpoints                            `max_series`, as the caller of :meth:`Registry.record` has it, then `OVERFLOW`
 methods                              the standard ones, any other is `OTHER`
-a series                             64 kB: 96 histogram pages, 12 measured names, then `OVERFLOW`
+a series                             64 kB: 80 histogram pages, 8 measured names, then `OVERFLOW`
+statuses                             32 different ones, then 0
 an endpoint's name                   the first 200 characters
 ===================================  =========================================================================
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable
@@ -25,7 +27,16 @@ from asgi_perfkit.metrics.histogram import Histogram, PageBudget, observe_row
 from asgi_perfkit.metrics.monitor import RuntimeMonitor
 from asgi_perfkit.steps import Account
 
-__all__ = ["OUTSIDE", "OVERFLOW", "UNMATCHED", "Registry", "Series", "default_registry"]
+__all__ = [
+    "METHODS",
+    "OUTSIDE",
+    "OVERFLOW",
+    "UNMATCHED",
+    "Registry",
+    "Series",
+    "condense",
+    "default_registry",
+]
 
 OVERFLOW = "<overflow>"
 """The endpoint of all requests that came when the registry was full; the metric of names past the bound."""
@@ -34,15 +45,14 @@ UNMATCHED = "<unmatched>"
 OUTSIDE = "<outside>"
 """The endpoint of what was measured outside of any request."""
 
-# RFC 9110, section 9.3, and RFC 5789 (PATCH); WEBSOCKET stands for connections.
-_METHODS = frozenset(
-    "GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH WEBSOCKET".split()
-)  # fmt: skip
+METHODS = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split())
+"""Those of RFC 9110, section 9.3, and PATCH (RFC 5789); requests with any other are counted as `OTHER`."""
 _MAX_ENDPOINT_LENGTH = 200
-_MAX_NAMES = 12
-# 96 pages of 320 bytes are 31 kB. The histograms, up to ten of the kit's metrics and 12 named ones, take 0.9 kB each
-# and may have a page beyond: 27 kB. Numbers and tables take up to 5 kB more.
-_MAX_PAGES = 96
+_MAX_NAMES = 8
+_MAX_STATUSES = 32
+# 80 pages of 320 bytes are 26 kB. The histograms, up to 13 of the kit's metrics and 9 named ones, take 0.9 kB each and
+# may have a page beyond: 27 kB. Numbers and tables take up to 9 kB more.
+_MAX_PAGES = 80
 
 _TROUBLES = (
     "overflowed",
@@ -60,7 +70,9 @@ _Row = tuple[
     tuple[str, ...],
     tuple["int | None", ...],
     Iterable[tuple[str, int]],
-    tuple[str, "int | None"],
+    "dict[str, Histogram] | None",
+    str,
+    "int | None",
 ]
 
 logger = logging.getLogger("asgi_perfkit")
@@ -74,7 +86,7 @@ class Series:
     :ivar metrics: those that all requests of this endpoint have, or may have.
     :ivar row: their histograms, in the same order.
     :ivar histograms: all, by metric; some may be empty.
-    :ivar ends: how often requests ended with each pair of outcome and status (None: without a response).
+    :ivar ends: how often requests ended with each pair of outcome and status (None: no response; 0: past the bound).
     """
 
     __slots__ = (
@@ -114,17 +126,34 @@ class Series:
 
     def observe(self, metric: str, value: int) -> None:
         """Count a `value` of a metric, made at its first value."""
-        histogram = self.histograms.get(metric)
-        if histogram is None:
-            histogram = self._add(metric)
-        histogram.observe(value)
+        self._histogram(metric).observe(value)
+
+    def absorb(self, metric: str, values: Histogram) -> None:
+        """Count all `values` of a metric."""
+        self._histogram(metric).absorb(values)
 
     def observe_late(self, metric: str, value: int) -> None:
         """Count a `value` that came to light after its request was recorded; takes the lock itself."""
-        with self._registry.lock:
-            self.observe(metric, value)
+        registry = self._registry
+        with registry.lock:
+            # After a reset the row is another one.
+            row = registry.series_for(self.method, self.endpoint, self.metrics, sys.maxsize)
+            row.observe(metric, value)
 
-    def _add(self, metric: str) -> Histogram:
+    def count_end(self, outcome: str, status: int | None) -> None:
+        """Count how a request ended, and its status if there was one."""
+        end = outcome, status
+        if (
+            end not in self.ends
+            and len({known for _, known in self.ends} - {status}) >= _MAX_STATUSES
+        ):
+            end = outcome, 0
+        self.ends[end] = self.ends.get(end, 0) + 1
+
+    def _histogram(self, metric: str) -> Histogram:
+        histogram = self.histograms.get(metric)
+        if histogram is not None:
+            return histogram
         if metric not in METRICS:
             if self._names >= _MAX_NAMES:
                 metric = OVERFLOW
@@ -162,6 +191,7 @@ class Registry:
         metrics: tuple[str, ...],
         values: tuple[int | None, ...],
         observations: Iterable[tuple[str, int]],
+        condensed: dict[str, Histogram] | None,
         outcome: str,
         status: int | None,
         max_series: int,
@@ -171,11 +201,12 @@ class Registry:
         It is put aside, and every 64th time all that lies there is counted: in a batch it costs a third less, and
         neither lock nor histogram is touched while a response is on its way. Whoever reads, counts first.
 
-        :param method: as the client sent it.
+        :param method: one of `METHODS`, `OTHER` or `WEBSOCKET`.
         :param endpoint: the route's template.
         :param metrics: the metrics of all requests of this kind; always the same tuple.
         :param values: of these metrics, in their order (nanoseconds, bytes, a number); None where there is none.
         :param observations: pairs of any other metric and its value.
+        :param condensed: more values of other metrics, by metric; see :func:`condense`.
         :param outcome: how it ended.
         :param status: of the response, if there was one.
         :param max_series: a new endpoint is no longer given a row of its own when there are so many already.
@@ -185,7 +216,7 @@ class Registry:
         if series is None or series.metrics is not metrics:
             series = self.series_for(method, endpoint, metrics, max_series)
         pending = self._pending
-        pending.append((series, metrics, values, observations, (outcome, status)))
+        pending.append((series, metrics, values, observations, condensed, outcome, status))
         if len(pending) >= _BATCH:
             self._fold()
         return series
@@ -210,9 +241,17 @@ class Registry:
     def report(self, trouble: str, message: str, error: BaseException) -> None:
         """Count a kind of `trouble`, and log the first of its kind with the traceback of `error`."""
         if self.count(trouble) == 1:
-            logger.error(
-                "%s (logged once; further ones are counted as %s)", message, trouble, exc_info=error
-            )
+            try:
+                logger.error(
+                    "%s (logged once; further ones are counted as %s)",
+                    message,
+                    trouble,
+                    exc_info=error,
+                )
+            except (
+                Exception
+            ):  # a filter or handler of the app's: it is counted, and the request goes on
+                self.count("kit_failures")
 
     def reset(self) -> None:
         """Begin anew: all figures and counters are gone. Requests in flight are recorded when they end."""
@@ -225,8 +264,6 @@ class Registry:
         self, method: str, endpoint: str, metrics: tuple[str, ...], max_series: int
     ) -> Series:
         """The row of an endpoint, made if it is new and there is room, or else the overflow row."""
-        if method and method not in _METHODS:
-            method = "OTHER"
         endpoint = endpoint[:_MAX_ENDPOINT_LENGTH]
         with self.lock:
             key = method, endpoint
@@ -247,7 +284,9 @@ class Registry:
             for _ in range(len(pending)):
                 if not pending:  # a finalizer has run in this thread, and has read the figures
                     break
-                series, metrics, values, observations, end = pending.popleft()
+                series, metrics, values, observations, condensed, outcome, status = (
+                    pending.popleft()
+                )
                 if series.metrics is metrics:
                     observe_row(series.row, values)
                 else:  # the overflow row takes requests and connections
@@ -256,7 +295,13 @@ class Registry:
                             series.observe(metric, number)
                 for metric, value in observations:
                     series.observe(metric, value)
-                series.ends[end] = series.ends.get(end, 0) + 1
+                if condensed is not None:
+                    for metric, histogram in condensed.items():
+                        series.absorb(metric, histogram)
+                try:
+                    series.ends[outcome, status] += 1
+                except KeyError:
+                    series.count_end(outcome, status)
 
     def _endpoints(self) -> int:
         """How many rows there are but for the two that are no endpoint's."""
@@ -266,7 +311,9 @@ class Registry:
 
 
 def _forget_after_fork(registry: Registry) -> None:
-    """In a forked child the requests of the parent are not in flight, and nobody will release its locks."""
+    """In a forked child the parent's requests are not in flight, its figures are told by the parent, and nobody will
+    release its locks.
+    """
     reference = weakref.ref(registry)
 
     def forget() -> None:
@@ -274,9 +321,21 @@ def _forget_after_fork(registry: Registry) -> None:
         if alive is not None:
             alive.lock = RLock()
             alive.open = set()
+            alive.reset()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget)
+
+
+def condense(histograms: dict[str, Histogram], observations: Iterable[tuple[str, int]]) -> None:
+    """Count `observations` in histograms of their own, made as they are needed and as many as a series may have."""
+    for metric, value in observations:
+        histogram = histograms.get(metric)
+        if histogram is None:
+            if len(histograms) > _MAX_NAMES:
+                metric = OVERFLOW
+            histogram = histograms.setdefault(metric, Histogram())
+        histogram.observe(value)
 
 
 default_registry = Registry()

@@ -12,7 +12,7 @@ from asgi_perfkit.steps import current_account
 
 __all__ = ["measure"]
 
-_RESERVED = {*METRICS, "outcomes", "statuses"}
+_RESERVED = {*METRICS, "outcomes", "statuses", "processing"}
 _MAX_NAME_LENGTH = 100
 
 
@@ -21,7 +21,7 @@ class measure:  # noqa: N801  # used like a function, as contextlib's are
 
     The time from entry to exit appears in the statistics under `name`, for the request's endpoint; in a child task
     or a worker thread of the request as well, and when the block raises. Outside of any request it is counted for
-    ``"<outside>"`` in the default registry. Each endpoint has room for twelve names, further ones share
+    ``"<outside>"`` in the default registry. Each endpoint has room for eight names, further ones share
     ``"<overflow>"``: a name is a constant, not made of data.
 
     One object times one block at a time; it may be used again afterwards.

@@ -20,14 +20,19 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextvars import Token
+from threading import RLock
 from time import perf_counter_ns
 from typing import Any
 
-from asgi_perfkit.steps import Account
+from asgi_perfkit.metrics.histogram import Histogram
+from asgi_perfkit.metrics.registry import condense
+from asgi_perfkit.steps import Account, current_account
 from asgi_perfkit.types import Message, Receive, Scope, Send
 
-__all__ = ["Exchange", "HTTPExchange", "WebSocketExchange", "exchange_of"]
+__all__ = ["Exchange", "HTTPExchange", "WebSocketExchange", "exchange_of", "restore"]
 
+_condensing = RLock()  # observations may come from several threads of a request
 # Stands in for the scope of an exchange that is over: a task that outlives its request holds the exchange.
 _NO_SCOPE: Scope = {}
 # What reading a message may raise that is not made as the specification has it.
@@ -51,6 +56,7 @@ class Exchange(Account):
     :ivar response_bytes: body bytes sent.
     :ivar messages_in: `websocket.receive` messages.
     :ivar messages_out: `websocket.send` messages.
+    :ivar condensed: what :meth:`condense` has made of observations, by metric; None as a rule.
     :ivar malformed: messages that the kit could not read.
     :ivar decorate_start: makes the `http.response.start` message that is sent of the one that the app sent.
     """
@@ -63,6 +69,7 @@ class Exchange(Account):
         "_trailers",
         "_uploaded",
         "complete",
+        "condensed",
         "decorate_start",
         "disconnected",
         "malformed",
@@ -86,10 +93,11 @@ class Exchange(Account):
         self.loop_ns = self.longest_ns = 0
         self.stepping = self.closed = False
         self.observers = ()
-        self.endpoint = self.spill = self.late = None
+        self.parent = self.endpoint = self.late = None
         self.observations = []
+        self.condensed: dict[str, Histogram] | None = None
         self.scope = scope
-        self.path: str = scope.get("path", "")
+        self.path: object = scope.get("path", "")  # a string, if the server is right
         self._receive = receive
         self._send = send
         self.processing_ns: int | None = None
@@ -117,6 +125,12 @@ class Exchange(Account):
     def close(self, late: Callable[[str, int], None] | None) -> None:
         self.scope = _NO_SCOPE
         Account.close(self, late)  # half the cost of super(), for each request
+
+    def condense(self) -> None:
+        with _condensing:
+            if self.condensed is None:
+                self.condensed = {}
+            condense(self.condensed, self.take_observations())
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.
@@ -194,6 +208,9 @@ class HTTPExchange(Exchange):
                 size, last = self._read_extension(kind, message)
         except _UNREADABLE:
             self.malformed += 1
+        # What a server starts when it has the last message is not part of this request: uvicorn 0.54 makes the task of
+        # the next one, where requests are pipelined, and timers that live for as long as the connection.
+        token = current_account.set(self.parent) if last else None
         try:
             await self._send(message)
         except OSError:
@@ -209,7 +226,10 @@ class HTTPExchange(Exchange):
         finally:
             now_ns = perf_counter_ns()
             self.send_ns = (self.send_ns or 0) + now_ns - started_ns
-        self._note_taken(size, last, now_ns)
+            if token is not None:
+                restore(token)
+        if size or last or self._ending:
+            self._note_taken(size, last, now_ns)
 
     def _note_taken(self, size: int, last: bool, now_ns: int) -> None:
         self.response_bytes += size
@@ -282,11 +302,11 @@ class WebSocketExchange(Exchange):
             self.send_ns = (self.send_ns or 0) + perf_counter_ns() - started_ns
         if kind == "websocket.send":
             self.messages_out += 1
+        elif kind == "websocket.accept":
+            self.status = 101
 
     def _note(self, kind: object, message: Message) -> None:
-        if kind == "websocket.accept":
-            self.status = 101
-        elif kind == "websocket.close":
+        if kind == "websocket.close":
             if self.status is None:
                 self.status = 403  # what a close before the handshake comes to
             self.complete = True
@@ -295,7 +315,7 @@ class WebSocketExchange(Exchange):
         elif kind == "websocket.http.response.body":
             if not message.get("more_body", False):
                 self.complete = True
-        elif kind != "websocket.send":
+        elif kind not in ("websocket.accept", "websocket.send"):
             self.malformed += 1
 
 
@@ -303,6 +323,16 @@ def exchange_of(send: Send) -> Exchange | None:
     """The open exchange whose own `send` this is; None if it is another's."""
     owner = getattr(send, "__self__", None)
     return owner if isinstance(owner, Exchange) else None
+
+
+def restore(token: Token[Account | None]) -> None:
+    """Undo a `current_account.set()`."""
+    try:
+        current_account.reset(token)
+    except ValueError:
+        # A coroutine that is closed from elsewhere, by a garbage collection for one, ends in another context than it
+        # began in; there is nothing to restore.
+        pass
 
 
 def _is_cancellation(error: BaseException) -> bool:

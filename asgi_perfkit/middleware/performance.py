@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter_ns
 from typing import Any, Literal
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
-from asgi_perfkit.metrics.endpoints import fold_path
-from asgi_perfkit.metrics.monitor import rss_reader
-from asgi_perfkit.metrics.registry import Registry, Series, default_registry
-from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
+from asgi_perfkit.metrics.registry import METHODS, Registry, Series, default_registry
+from asgi_perfkit.middleware.exchange import (
+    Exchange,
+    HTTPExchange,
+    WebSocketExchange,
+    exchange_of,
+    restore,
+)
 from asgi_perfkit.middleware.lifespan import run_lifespan
-from asgi_perfkit.middleware.routes import route_template
+from asgi_perfkit.middleware.routes import folded, route_template
 from asgi_perfkit.middleware.server_timing import add_server_timing
-from asgi_perfkit.steps import current_account, drive, follow_children, on_event_loop
+from asgi_perfkit.steps import Account, current_account, drive, follow_children, on_event_loop
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["PerformanceMiddleware"]
@@ -45,7 +49,6 @@ _WEBSOCKET_METRICS = (
 
 _MEMORY_INTERVAL_NS = 1_000_000
 _NEVER = 1 << 63
-_NO_LOOP = object()
 
 
 class PerformanceMiddleware:
@@ -85,10 +88,7 @@ class PerformanceMiddleware:
         self._memory = memory
         self._max_series = max_series
         self._server_timing = server_timing
-        self._read_memory: Callable[[], int] | None = None
-        self._memory_due_ns = _NEVER  # when, at the earliest, memory is read for another request
-        self._process_id = 0
-        self._loop: object = _NO_LOOP
+        self._loop: Callable[[], object] = _no_loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -104,12 +104,17 @@ class PerformanceMiddleware:
             return
 
         registry = self._registry
-        if _get_running_loop() is not self._loop:  # nor is it ever on trio
+        if _get_running_loop() is not self._loop():  # nor is it ever on trio
             self._meet_loop()
         outer = exchange_of(send)
         if outer is None:
+            around = current_account.get()
+            if around is not None and self._records(around, scope):
+                await self.app(scope, receive, send)
+                return
             exchange = exchange_class(scope, receive, send)
-            exchange.spill = self._spill
+            if around is not None and not around.closed:
+                exchange.parent = around
             token = current_account.set(exchange)
         elif outer in registry.open:  # a middleware further out records this request here
             await self.app(scope, receive, send)
@@ -117,8 +122,8 @@ class PerformanceMiddleware:
         else:
             exchange = outer
         memory = None
-        if exchange.started_ns >= self._memory_due_ns:
-            self._memory_due_ns = exchange.started_ns + _MEMORY_INTERVAL_NS
+        if exchange.started_ns >= registry.monitor.memory_due_ns and self._memory is not None:
+            registry.monitor.memory_due_ns = exchange.started_ns + _MEMORY_INTERVAL_NS
             memory = self._resident_memory()
         if self._server_timing is not False:
             self._ask_for_server_timing(exchange, scope)
@@ -146,12 +151,20 @@ class PerformanceMiddleware:
             error = None  # it holds this frame
             if outer is None:
                 exchange.close(None if series is None else series.observe_late)
-                try:
-                    current_account.reset(token)
-                except ValueError:
-                    # A coroutine that is closed from elsewhere, by a garbage collection for one, ends in another
-                    # context than it began in; there is nothing to restore.
-                    pass
+                restore(token)
+
+    def _records(self, account: Account, scope: Scope) -> bool:
+        """Whether this request is recorded in the same registry by a middleware further out.
+
+        Between the two something has put a `send` of its own in place, or the exchange would have been found by that.
+        A scope is copied on the way at times, but not the list of its headers.
+        """
+        return any(
+            around in self._registry.open
+            and isinstance(around, Exchange)
+            and around.scope.get("headers") is scope.get("headers") is not None
+            for around in account.lineage()
+        )
 
     def _meet_loop(self) -> None:
         """Prepare for requests on the running loop: each middleware, once for each loop."""
@@ -159,11 +172,8 @@ class PerformanceMiddleware:
             if on_event_loop():
                 follow_children()
                 self._registry.monitor.watch()
-            if self._memory is not None and self._process_id != os.getpid():
-                self._process_id = os.getpid()
-                self._read_memory = rss_reader()
-                self._memory_due_ns = 0
-            self._loop = _get_running_loop() or _NO_LOOP
+            loop = _get_running_loop()
+            self._loop = _no_loop if loop is None else weakref.ref(loop)
         except Exception as failure:
             self._registry.report(
                 "kit_failures", "Requests on this loop are not measured in full", failure
@@ -171,9 +181,9 @@ class PerformanceMiddleware:
 
     def _resident_memory(self) -> int | None:
         try:
-            return self._read_memory() if self._read_memory is not None else None
+            return self._registry.monitor.resident_memory()
         except Exception as failure:
-            self._memory_due_ns = _NEVER
+            self._registry.monitor.memory_due_ns = _NEVER
             self._registry.report(
                 "kit_failures", "The resident memory cannot be read any more", failure
             )
@@ -196,18 +206,6 @@ class PerformanceMiddleware:
         if wanted and isinstance(exchange, HTTPExchange):
             exchange.decorate_start = add_server_timing
 
-    def _spill(self, exchange: Exchange) -> None:
-        """Count the observations of an exchange that makes many, before it ends."""
-        try:
-            method, metrics = _kind_of(exchange)
-            series = self._registry.series_for(
-                method, self._endpoint_of(exchange), metrics, self._max_series
-            )
-            for metric, value in exchange.take_observations():
-                series.observe_late(metric, value)
-        except Exception as failure:
-            self._registry.report("kit_failures", "Observations could not be recorded", failure)
-
     def _record(
         self, exchange: Exchange, error: BaseException | None, memory: int | None
     ) -> Series:
@@ -216,7 +214,9 @@ class PerformanceMiddleware:
         values: tuple[int | None, ...]
         if metrics is _HTTP_METRICS:
             # What an app says in reply to HEAD stays with the server (RFC 9110, section 9.3.2).
-            response_bytes = 0 if method == "HEAD" else exchange.response_bytes
+            # Nor has a 204 or 304 a body (sections 15.3.5 and 15.4.5).
+            bodiless = method == "HEAD" or exchange.status in (204, 304)
+            response_bytes = 0 if bodiless else exchange.response_bytes
             values = (
                 exchange.processing_ns,
                 exchange.response_ns,
@@ -238,10 +238,12 @@ class PerformanceMiddleware:
                 exchange.loop_ns,
                 exchange.longest_ns,
             )
-        observations = exchange.observations
-        if observations and exchange.closed:
+        observations: Iterable[tuple[str, int]] = ()
+        if exchange.observations:
             # Who has not opened the exchange only reads them, and leaves them for who has.
-            observations = exchange.take_observations()
+            observations = (
+                exchange.take_observations() if exchange.closed else (*exchange.observations,)
+            )
         if exchange.malformed:
             self._registry.count("malformed_messages", exchange.malformed)
         return self._registry.record(
@@ -250,6 +252,7 @@ class PerformanceMiddleware:
             metrics,
             values,
             observations,
+            exchange.condensed,
             exchange.outcome(error),
             exchange.status,
             self._max_series,
@@ -268,7 +271,7 @@ class PerformanceMiddleware:
                 self._registry.report(
                     "resolver_failures", "endpoint could not name a request", failure
                 )
-                return fold_path(exchange.path)
+                return folded(exchange.path)
         if exchange.endpoint is not None:
             return exchange.endpoint
         try:
@@ -277,13 +280,18 @@ class PerformanceMiddleware:
             self._registry.report(
                 "resolver_failures", "The route of a request could not be read", failure
             )
-            return fold_path(exchange.path)
+            return folded(exchange.path)
+
+
+def _no_loop() -> object:
+    return _no_loop  # which no loop is
 
 
 def _kind_of(exchange: Exchange) -> tuple[str, tuple[str, ...]]:
-    """The method and the metrics of an exchange."""
+    """The method, as it is told, and the metrics of an exchange."""
     if type(exchange) is HTTPExchange:
-        return exchange.scope.get("method", ""), _HTTP_METRICS
+        method = exchange.scope.get("method")
+        return method if method in METHODS else "OTHER", _HTTP_METRICS
     return "WEBSOCKET", _WEBSOCKET_METRICS
 
 

@@ -2,84 +2,96 @@
 
 No framework is imported: the marks are read by name. What was read of whom:
 
-* Starlette 1.10: `route` (its `path_format`), `path_params`, `router`; under a mount `root_path` is what the client
-  sent (``/sub/t1`` for ``/sub/{t}``) and `app_root_path` is where the mounts begin. A mount is a route too, the last
-  one that is set where the app below it has no router. No route is set for a 404 or a slash redirect.
+* Starlette 1.10: `app` from the beginning; `router`, the outermost; `route` (its `path_format`) and `endpoint`. Under
+  a mount `root_path` is what the client has sent (``/sub/t1`` for ``/sub/{t}``) and `app_root_path` is where the mounts
+  begin. A mount is a route too, the last that is set where what is below has no router. No route is set for a 404 or
+  a slash redirect.
 * FastAPI 0.165: the same, but `route` of an included router lacks the prefixes of the inclusions; the whole template is
-  ``scope["fastapi"]["effective_route_context"].path_format``.
+  ``scope["fastapi"]["effective_route_context"].path_format``. No route is set for plain routes and mounts.
 * Litestar 2.25: `path_template`, empty under a mount and absent for a 404 and 405; `route_handler` with its `paths`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from asgi_perfkit.metrics.endpoints import fold_path
 from asgi_perfkit.metrics.registry import UNMATCHED
 from asgi_perfkit.types import Scope
 
-__all__ = ["route_template"]
+__all__ = ["folded", "route_template"]
 
 
-def route_template(scope: Scope, path: str, status: int | None) -> str:
+def route_template(scope: Scope, path: object, status: int | None) -> str:
     """Name the route of a request that the app has answered.
 
     :param scope: as the app has left it.
     :param path: as it was when the request came.
     :param status: of the response.
-    :return: the template with the mounts before it (``/sub/{t}/items/{item_id}``); `UNMATCHED` if a router has found
-        no route, or nothing tells of a router and the response is a 404; else the folded path.
+    :return: the template with the mounts before it (``/sub/{t}/items/{item_id}``); `UNMATCHED` if a framework has
+        answered without a route, or nothing tells of a framework and the response is a 404; else the folded path.
     """
-    if "route" in scope:
+    if "route" in scope or "router" in scope:
         template = _of_starlette(scope, status)
     elif "litestar_app" in scope:
         template = _of_litestar(scope, status)
-    elif status == 404 or "router" in scope:
-        template = None
+    elif status == 404 or "app" in scope:
+        template = None  # a middleware of the framework has answered
     else:
-        return fold_path(path)
+        return folded(path)
     return UNMATCHED if template is None else template
 
 
+def folded(path: object) -> str:
+    """The folded path, for want of a route."""
+    return fold_path(path) if isinstance(path, str) else UNMATCHED
+
+
 def _of_starlette(scope: Scope, status: int | None) -> str | None:
-    route = scope["route"]
-    template = None
+    route = scope.get("route")
     marks = scope.get("fastapi")
+    template: str | None = None
     if marks is not None:  # empty for websockets
         template = getattr(marks.get("effective_route_context"), "path_format", None)
     if not template:
         template = getattr(route, "path_format", None)
-    if not isinstance(template, str):
-        return None
     if "app_root_path" not in scope:
+        if template is None and "endpoint" in scope:
+            template = _template_of_endpoint(scope)
         return template
-    if not hasattr(route, "routes"):
-        return _mounts(scope, template) + template
-    # A mount. The root path has its own part already.
-    return None if status == 404 else _mounts(scope, "") + "/{path}"
+    if template is not None and not hasattr(route, "routes"):
+        return _mounts(scope) + template
+    # A mount was the last to match: what is below has no router, or has found nothing.
+    return None if status in (404, 307) or "endpoint" not in scope else _mounts(scope) + "/{path}"
 
 
-def _mounts(scope: Scope, template: str) -> str:
-    """The templates of the mounts that the request went through before the route of `template`."""
-    concrete: str = scope.get("root_path", "")
-    segments = concrete[len(scope["app_root_path"]) :].split("/")
-    parameters: dict[str, Any] = scope.get("path_params") or {}
-    position = 0
-    for name, value in parameters.items():
-        if f"{{{name}}}" in template:
-            continue
-        # Outer mounts' parameters come first, and a parameter is a whole segment nearly always.
-        try:
-            position = segments.index(str(value), position)
-        except ValueError:
-            continue
-        segments[position] = f"{{{name}}}"
-        position += 1
-    # A parameter that was not found (a path of several segments, a number with leading zeros) must not become part
-    # of a name: what looks like data is folded.
-    return "/".join(
-        segment if segment.startswith("{") else fold_path(segment) for segment in segments
-    )
+def _template_of_endpoint(scope: Scope) -> str | None:
+    """The template of a plain route in a router that does not leave its route behind."""
+    for route in getattr(scope.get("router"), "routes", ()):
+        if getattr(route, "endpoint", None) is scope["endpoint"]:
+            template = getattr(route, "path_format", None)
+            return template if isinstance(template, str) else None
+    return None
+
+
+def _mounts(scope: Scope) -> str:
+    """The templates of the mounts that the request went through.
+
+    `root_path` is what the client has sent; the mounts are found again by descending into them as the routers did.
+    """
+    concrete: str = scope.get("root_path", "")[len(scope["app_root_path"]) :]
+    template = ""
+    routes = getattr(scope.get("router"), "routes", ())
+    while concrete:
+        for mount in routes:
+            pattern = getattr(mount, "path_regex", None)
+            match = pattern and hasattr(mount, "routes") and pattern.match(concrete + "/")
+            if match:
+                template += mount.path_format.removesuffix("/{path}")
+                routes = mount.routes
+                concrete = match["path"].rstrip("/") and "/" + match["path"].rstrip("/")
+                break
+        else:
+            return template + "/{path}"  # below a mount that does not show its routes
+    return template
 
 
 def _of_litestar(scope: Scope, status: int | None) -> str | None:

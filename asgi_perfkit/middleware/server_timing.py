@@ -30,7 +30,7 @@ def add_server_timing(exchange: Exchange, message: Message) -> Message:
     room = MAX_ENTRIES - sum(_QUOTED.sub(b"", value).count(b",") + 1 for value in own)
     entries = _entries(exchange)[: max(0, room)]
     if not entries:
-        return message
+        return {**message, "headers": headers}  # which the app may have given as an iterator
     value = ", ".join(entries).encode("ascii")
     if own:
         last = max(
@@ -44,8 +44,11 @@ def add_server_timing(exchange: Exchange, message: Message) -> Message:
 
 def _entries(exchange: Exchange) -> list[str]:
     assert exchange.processing_ns is not None
-    durations_ns = {"processing": exchange.processing_ns}
-    for metric, value in exchange.observations:
+    durations_ns: dict[str, int] = {}
+    condensed = exchange.condensed or {}
+    sums = [(metric, histogram.total) for metric, histogram in condensed.items()]
+    for metric, value in (*sums, *exchange.observations):
         name = _NOT_TOKEN.sub("_", metric)
         durations_ns[name] = durations_ns.get(name, 0) + value
-    return [f"{name};dur={duration_ns / 1e6:.3f}" for name, duration_ns in durations_ns.items()]
+    entries = [("processing", exchange.processing_ns), *durations_ns.items()]
+    return [f"{name};dur={duration_ns / 1e6:.3f}" for name, duration_ns in entries]

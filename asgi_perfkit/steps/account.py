@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 __all__ = ["Account", "StepObserver", "current_account"]
 
@@ -37,9 +37,9 @@ class Account:
         is part of the outer one and is not charged again.
     :ivar closed: whether the work is over. Tasks that outlive it are no longer charged to it.
     :ivar observers: told of every step.
+    :ivar parent: the account within whose work this one was opened, while that is open; its tasks are charged to both.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`.
-    :ivar spill: takes away the observations of work that has made many, a connection that lasts for days for one.
     :ivar late: takes what is observed after the work is over; None before.
     """
 
@@ -52,7 +52,7 @@ class Account:
         "loop_ns",
         "observations",
         "observers",
-        "spill",
+        "parent",
         "stepping",
     )
 
@@ -62,10 +62,20 @@ class Account:
         self.stepping = False
         self.closed = False
         self.observers: tuple[StepObserver, ...] = ()
+        self.parent: Account | None = None
         self.endpoint: str | None = None
         self.observations: list[tuple[str, int]] = []
-        self.spill: Callable[[Any], None] | None = None
         self.late: Callable[[str, int], None] | None = None
+
+    def lineage(self) -> list[Account]:
+        """This account and those it was opened in, as far as they are open."""
+        accounts = []
+        account: Account | None = self
+        while account is not None:
+            if not account.closed:
+                accounts.append(account)
+            account = account.parent
+        return accounts
 
     def enter_step(self) -> int:
         """Begin a step; give what comes back to :meth:`leave_step`.
@@ -91,10 +101,13 @@ class Account:
         """Note a `value` (nanoseconds, bytes or a number, as the metric has it) for this piece of work."""
         observations = self.observations
         observations.append((metric, value))
-        if len(observations) >= _MANY and self.spill is not None:
-            self.spill(self)
+        if len(observations) >= _MANY:
+            self.condense()
         if self.late is not None:
             self._hand_over()
+
+    def condense(self) -> None:
+        """Make little of many observations, those of a connection that lasts for days for one; called now and then."""
 
     def take_observations(self) -> list[tuple[str, int]]:
         """Take out what was observed so far. What another thread adds meanwhile stays for the next who takes it."""
@@ -111,7 +124,7 @@ class Account:
     def close(self, late: Callable[[str, int], None] | None) -> None:
         """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
         self.closed = True
-        self.spill = None
+        self.parent = None
         self.late = late or _drop
         if self.observations:
             self._hand_over()

@@ -60,9 +60,17 @@ class FollowingTaskFactory:
     ) -> asyncio.Future[Any]:
         context: Context | None = options.get("context")
         account = current_account.get() if context is None else context.get(current_account)
-        if account is None or account.closed or type(coro) is FollowedCoroutine:
+        if (
+            account is None
+            or account.closed
+            or type(coro) is FollowedCoroutine
+            or not asyncio.iscoroutine(coro)  # for the task to refuse
+        ):
             return self._make_task(loop, coro, **options)
-        task = self._make_task(loop, FollowedCoroutine(coro, account), **options)
+        followed = coro
+        for charged in account.lineage():
+            followed = FollowedCoroutine(followed, charged)
+        task = self._make_task(loop, followed, **options)
         # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
         # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
         with contextlib.suppress(AttributeError):
@@ -81,10 +89,14 @@ if sys.version_info[:2] == (3, 13):
     class _Task(asyncio.Task[Any]):
         """The loop of the first releases of 3.13 names a nameless task "None" where a task factory is set."""
 
+        __module__ = asyncio.Task.__module__
+        __qualname__ = asyncio.Task.__qualname__
+
         def set_name(self, value: object, /) -> None:
             if value is not None:
                 super().set_name(value)
 
+    _Task.__name__ = asyncio.Task.__name__  # as it shows in a task's repr
 else:
     _Task = asyncio.Task
 

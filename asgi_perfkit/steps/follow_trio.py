@@ -31,27 +31,29 @@ class FollowingInstrument(trio.abc.Instrument):
     """
 
     def __init__(self) -> None:
-        self._accounts: dict[trio.lowlevel.Task, Account] = {}
-        self._step: tuple[Account, int] | None = None
+        self._accounts: dict[trio.lowlevel.Task, list[Account]] = {}
+        self._steps: list[tuple[Account, int]] = []
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         account = task.context.get(current_account)
         if account is not None and not account.closed:
-            self._accounts[task] = account
+            self._accounts[task] = account.lineage()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        account = self._accounts.get(task)
-        if account is None:
+        accounts = self._accounts.get(task)
+        if accounts is None:
             return
-        if account.closed:
-            del self._accounts[task]
-            return
-        self._step = account, account.enter_step()
+        for account in accounts:
+            if not account.closed:
+                self._steps.append((account, account.enter_step()))
+        if not self._steps:
+            del self._accounts[
+                task
+            ]  # a task may live for as long as the process: let go of the request
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._step is not None:
-            account, started_ns = self._step
-            self._step = None
+        while self._steps:
+            account, started_ns = self._steps.pop()
             account.leave_step(started_ns)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
