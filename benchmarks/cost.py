@@ -1,10 +1,12 @@
-"""What a middleware adds to a request, in process: microseconds over the same app unwrapped, peers
-beside it.
+"""What a middleware adds to a request, in process, in microseconds; peers beside it.
 
 No server and no socket: the app is called with a new scope, a `receive` and a `send` that never
-wait, so that everything measured is the middleware's own work. Every contender has an event loop to
-itself, because a middleware may install things on the loop (a task factory, a heartbeat) that would
-otherwise be charged to its neighbours.
+wait, so that everything measured is the middleware's own work. It is counted in CPU time of the
+loop's thread, where the platform has a fine enough clock for that: nobody waits here, so it is the
+same as wall time on an idle machine, and on a busy one it leaves the others' work out.
+
+Every contender has an event loop to itself, because a middleware may install things on the loop (a
+task factory, a heartbeat) that would otherwise be charged to its neighbours.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import operator
 import statistics
 from collections.abc import Callable, Iterator
 from itertools import islice
-from time import perf_counter_ns
+from time import get_clock_info, perf_counter_ns, thread_time_ns
 from typing import Any
 
 from asgi_perfkit import PerfKit, PerformanceMiddleware
@@ -56,6 +58,8 @@ PARAMETER = Site(
     "/items/{item_id}",
     "/items",
 )
+
+clock_ns = thread_time_ns if get_clock_info("thread_time").resolution < 1e-6 else perf_counter_ns
 
 Drive = Callable[[ASGIApp, list[str]], Any]
 
@@ -139,10 +143,10 @@ def run(settings: Settings) -> Iterator[Table]:
 
 async def one_after_another(app: ASGIApp, paths: list[str]) -> float:
     """Await the app directly: nothing but the middleware and the app runs."""
-    began = perf_counter_ns()
+    began = clock_ns()
     for path in paths:
         await app(scope_for(path), receive, send)
-    return (perf_counter_ns() - began) / len(paths)
+    return (clock_ns() - began) / len(paths)
 
 
 async def in_tasks(app: ASGIApp, paths: list[str]) -> float:
@@ -150,10 +154,10 @@ async def in_tasks(app: ASGIApp, paths: list[str]) -> float:
     the loop.
     """
     create_task = asyncio.get_running_loop().create_task
-    began = perf_counter_ns()
+    began = clock_ns()
     for path in paths:
         await create_task(app(scope_for(path), receive, send))
-    return (perf_counter_ns() - began) / len(paths)
+    return (clock_ns() - began) / len(paths)
 
 
 async def paced(app: ASGIApp, paths: list[str]) -> float:
@@ -166,10 +170,10 @@ async def paced(app: ASGIApp, paths: list[str]) -> float:
     for path in paths:
         while perf_counter_ns() < due:
             pass
-        began = perf_counter_ns()
+        due = perf_counter_ns() + 1_050_000
+        began = clock_ns()
         await app(scope_for(path), receive, send)
-        total += perf_counter_ns() - began
-        due = began + 1_050_000
+        total += clock_ns() - began
     return total / len(paths)
 
 
@@ -228,7 +232,9 @@ def compare(
         rows.append(Row(name, Spread.of(added[name]), ratio, target))
     if AIM in added:
         ratio = Spread.of(pair(added["PerfKit"], added[AIM], operator.truediv))
-        rows.append(Row("PerfKit", None, ratio, Target("<", 1.0, of="ratio"), against=AIM))
+        rows.append(
+            Row("PerfKit", None, ratio, Target("<", 1.0, of="ratio", aim=True), against=AIM)
+        )
     own_time = statistics.median(figures[unwrapped])
     notes = [
         f"Unwrapped, a request takes {own_time:.1f} us. {rounds} rounds of {requests} requests."

@@ -55,6 +55,7 @@ def fill(registry: Registry, series: int, requests: Iterable[Figures], first: in
                 metrics=METRICS,
                 values=values,
                 observations=observations,
+                condensed=None,
                 outcome="ok",
                 status=200,
                 max_series=MAX_SERIES,

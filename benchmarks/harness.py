@@ -81,13 +81,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise about one row: its value, or its ratio to the reference, stays on the right side of
-    `limit`.
+    """A promise about one row: its value, or its ratio, stays on the right side of `limit`.
+
+    :param aim: not promised yet: a run that does not reach it has missed nothing.
     """
 
     relation: Literal["<=", "<", ">="]
     limit: float
     of: Literal["value", "ratio"] = "value"
+    aim: bool = False
 
     def met_by(self, row: Row) -> bool:
         spread = row.value if self.of == "value" else row.ratio
@@ -140,6 +142,7 @@ class Row:
                 "limit": self.target.limit,
             }
             row["met"] = self.met
+            row["aim"] = self.target.aim
         return row
 
 
@@ -264,7 +267,10 @@ def _cells(spread: Spread | None, digits: int | None = None) -> list[str]:
 
 
 def _promise(row: Row) -> list[str]:
-    if row.target is None:
+    target = row.target
+    if target is None:
         return ["", ""]
-    what = "x" if row.target.of == "ratio" else ""
-    return [f"{row.target.relation} {row.target.limit:g}{what}", "met" if row.met else "MISSED"]
+    limit = f"{target.relation} {target.limit:,g}{'x' if target.of == 'ratio' else ''}"
+    if target.aim:
+        return [f"aim {limit}", "met" if row.met else "not yet"]
+    return [limit, "met" if row.met else "MISSED"]

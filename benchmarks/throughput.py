@@ -70,7 +70,7 @@ def compare(case: Case, settings: Settings) -> Iterator[Table]:
     requests = settings.pick(800, 320)
     rounds = settings.pick(8, 2)
     warm_up = 2
-    generations = settings.pick(8, 1)
+    generations = settings.pick(6, 1)
     names = list(case.apps)
     rates: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}

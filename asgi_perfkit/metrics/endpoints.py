@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -64,20 +63,81 @@ def _is_data(segment: str) -> bool:
     return digits > _MAX_DIGITS
 
 
-# <int:item_id>, <item_id> (Django, Quart), (?P<item_id>...) and its simple groups (Django's re_path).
-_CONVERTER = re.compile(r"<(?:[^<>:]*:)?([^<>:]+)>")
-_NAMED_GROUP = re.compile(r"\(\?P<(\w+)>(?:[^()\\]|\\.|\((?:[^()\\]|\\.)*\))*\)")
-_GROUP = re.compile(r"\((?:[^()\\]|\\.)*\)")
-
-
 @lru_cache(maxsize=4096)
 def template_of(rule: str) -> str:
-    """A rule of Django's or Quart's router in the form of the other frameworks: ``/items/{item_id}``."""
-    template = _NAMED_GROUP.sub(r"{\1}", rule)
-    template = _CONVERTER.sub(r"{\1}", template)
-    template = _GROUP.sub("{}", template)
-    template = template.replace("^", "").replace("$", "").replace("\\Z", "").replace("\\", "")
+    """A rule of Django's or Quart's router in the form of the other frameworks: ``/items/{item_id}``.
+
+    Known are converters (``<int:item_id>``) and, of Django's regular expressions, named groups; what else varies in
+    these is ``{}``.
+    """
+    template = _template(rule, is_regex="^" in rule or "$" in rule or "(?" in rule)
     return template if template.startswith("/") else "/" + template
+
+
+def _template(rule: str, is_regex: bool) -> str:
+    parts = []
+    position = 0
+    while position < len(rule):
+        character = rule[position]
+        end = position + 1
+        if character == "<":
+            end = _end_of(rule, position, "<", ">")
+            name = rule[position + 1 : end - 1].rpartition(":")[2]
+            parts.append(f"{{{name}}}")
+        elif not is_regex:
+            parts.append(character)
+        elif character == "(":
+            end = _end_of(rule, position, "(", ")")
+            parts.append(_group(rule[position + 1 : end - 1]))
+        elif character == "[":
+            end = _end_of_class(rule, position)
+            parts.append("{}")
+        elif character == "\\":
+            end = position + 2
+            escaped = rule[position + 1 : end]
+            parts.append("" if escaped in "AZbB" else "{}" if escaped in "dDsSwW" else escaped)
+        elif character not in "^$?*+":
+            parts.append(character)
+        position = end
+    return "".join(parts)
+
+
+def _group(inside: str) -> str:
+    if inside.startswith("?P<"):
+        return f"{{{inside[3:].partition('>')[0]}}}"
+    if inside.startswith("?:") and "(?P<" in inside:
+        return _template(inside[2:], is_regex=True)
+    return "{}"
+
+
+def _end_of(rule: str, start: int, opening: str, closing: str) -> int:
+    """The index behind the bracket that closes the one at `start`, or behind the end if none does."""
+    depth = 0
+    position = start
+    while position < len(rule):
+        character = rule[position]
+        if character == "\\":
+            position += 1
+        elif character == "[" and opening == "(":
+            position = _end_of_class(rule, position) - 1
+        elif character in "'\"":
+            # The arguments of a converter may hold brackets in quotes.
+            position = max(position, rule.find(character, position + 1))
+        else:
+            depth += (character == opening) - (character == closing)
+            if depth == 0:
+                break
+        position += 1
+    return position + 1
+
+
+def _end_of_class(rule: str, start: int) -> int:
+    """The index behind the character class that begins at `start`; a ``]`` that comes first in it is a member."""
+    first = start + 2 if rule[start + 1 : start + 2] == "^" else start + 1
+    position = first
+    while position < len(rule) and (rule[position] != "]" or position == first):
+        position += 2 if rule[position] == "\\" else 1
+    return position + 1
 
 
 def _note(rule: str | None) -> None:

@@ -86,22 +86,41 @@ class Snapshot:
         :param quantiles: each from 0 to 1.
         :raises ValueError: a quantile outside of that, or there are no values.
         """
+        if min(quantiles) < 0 or max(quantiles) > 1:
+            raise ValueError(f"Quantiles go from 0 to 1, not {list(quantiles)}.")
+        return self.summary(quantiles)[1]
+
+    def summary(self, quantiles: Sequence[float]) -> tuple[int, list[float]]:
+        """The count, and the values at the given `quantiles`, which are not checked.
+
+        :raises ValueError: there are no values.
+        """
         least, greatest = self.least, self.greatest
         if least is None or greatest is None:
             raise ValueError("There are no values, so there is no quantile of them.")
-        if min(quantiles) < 0 or max(quantiles) > 1:
-            raise ValueError(f"Quantiles go from 0 to 1, not {list(quantiles)}.")
+        count = self.count
         if least == greatest:  # frequent: a size that never changes
-            return [least] * len(quantiles)
-        if least < 0:
-            count = self.count
-            return [self._at_rank(max(1, ceil(quantile * count))) for quantile in quantiles]
+            return count, [least] * len(quantiles)
+        ranks = [ceil(quantile * count) or 1 for quantile in quantiles]
+        negative = self._negative
+        if negative is None:
+            values = self._at_ranks(ranks)
+        else:
+            # The least magnitude is the greatest value.
+            below = negative.count
+            low = iter(negative._at_ranks([below + 1 - rank for rank in ranks if rank <= below]))
+            high = iter(self._at_ranks([rank - below for rank in ranks if rank > below]))
+            values = [-next(low) if rank <= below else next(high) for rank in ranks]
+        return count, [
+            greatest if value > greatest else least if value < least else value for value in values
+        ]
+
+    def _at_ranks(self, ranks: list[int]) -> list[float]:
+        """The middles of the buckets of the values at these `ranks`, counted from 1, of those not below zero."""
         running = list(accumulate(self._counts))
-        count = running[-1]
         shift = -1
         values: list[float] = []
-        for quantile in quantiles:
-            rank = ceil(quantile * count) or 1
+        for rank in ranks:
             found = bisect_left(running, rank)
             if found != shift:  # neighbouring quantiles often fall into one page
                 shift = found
@@ -110,10 +129,9 @@ class Snapshot:
                 running_in_page = list(accumulate(page if shift else _ascending(page)))
                 before = running[shift] - running_in_page[-1]
             index = bisect_left(running_in_page, rank - before)
-            value: float = (
-                index if shift == 0 else ((index + _SUB_BUCKETS) << shift) + ((1 << shift) - 1) / 2
-            )
-            values.append(greatest if value > greatest else least if value < least else value)
+            if shift:
+                index += _SUB_BUCKETS
+            values.append((index << shift) + ((1 << shift) - 1) / 2)
         return values
 
     def buckets(self) -> Iterator[tuple[int, int, int]]:
@@ -123,10 +141,11 @@ class Snapshot:
                 yield -highest, -lowest, count
         for shift, page in enumerate(self._pages):
             if page is not None:
-                for index in range(-_SUB_BUCKETS if shift == 0 else 0, _SUB_BUCKETS):
-                    if page[index]:
-                        lowest = (index + _SUB_BUCKETS) << shift
-                        yield lowest, lowest + (1 << shift) - 1, page[index]
+                first = _SUB_BUCKETS if shift else 0
+                last = (1 << shift) - 1
+                for index, count in enumerate(page if shift else _ascending(page), first):
+                    if count:
+                        yield index << shift, (index << shift) + last, count
 
     def __add__(self, other: Snapshot) -> Snapshot:
         return merge((self, other))
@@ -166,17 +185,6 @@ class Snapshot:
         )  # fmt: skip
 
     __hash__ = None  # type: ignore[assignment]
-
-    def _at_rank(self, rank: int) -> float:
-        """The middle of the bucket of the `rank`-th least value, counted from 1."""
-        assert self.least is not None and self.greatest is not None
-        middle = 0.0
-        for lowest, highest, count in self.buckets():
-            middle = (lowest + highest) / 2
-            rank -= count
-            if rank <= 0:
-                break
-        return min(max(middle, self.least), self.greatest)
 
 
 class Histogram(Snapshot):
@@ -226,7 +234,7 @@ class Histogram(Snapshot):
             copy._negative = self._negative.snapshot()
         return copy
 
-    def absorb(self, other: Histogram) -> None:
+    def absorb(self, other: Snapshot) -> None:
         """Count all that `other` has counted."""
         merged = merge((self.snapshot(), other))
         self._pages, self._counts = merged._pages[:], merged._counts[:]

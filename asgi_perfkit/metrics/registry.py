@@ -19,11 +19,11 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from threading import RLock
 
 from asgi_perfkit.metrics.catalogue import METRICS
-from asgi_perfkit.metrics.histogram import Histogram, PageBudget, observe_row
+from asgi_perfkit.metrics.histogram import Histogram, PageBudget, Snapshot, observe_row
 from asgi_perfkit.metrics.monitor import RuntimeMonitor
 from asgi_perfkit.steps import Account
 
@@ -70,7 +70,7 @@ _Row = tuple[
     tuple[str, ...],
     tuple["int | None", ...],
     Iterable[tuple[str, int]],
-    "dict[str, Histogram] | None",
+    "Mapping[str, Snapshot] | None",
     str,
     "int | None",
 ]
@@ -128,7 +128,7 @@ class Series:
         """Count a `value` of a metric, made at its first value."""
         self._histogram(metric).observe(value)
 
-    def absorb(self, metric: str, values: Histogram) -> None:
+    def absorb(self, metric: str, values: Snapshot) -> None:
         """Count all `values` of a metric."""
         self._histogram(metric).absorb(values)
 
@@ -191,7 +191,7 @@ class Registry:
         metrics: tuple[str, ...],
         values: tuple[int | None, ...],
         observations: Iterable[tuple[str, int]],
-        condensed: dict[str, Histogram] | None,
+        condensed: Mapping[str, Snapshot] | None,
         outcome: str,
         status: int | None,
         max_series: int,
@@ -201,7 +201,7 @@ class Registry:
         It is put aside, and every 64th time all that lies there is counted: in a batch it costs a third less, and
         neither lock nor histogram is touched while a response is on its way. Whoever reads, counts first.
 
-        :param method: one of `METHODS`, `OTHER` or `WEBSOCKET`.
+        :param method: as the client sent it; `WEBSOCKET` for a connection.
         :param endpoint: the route's template.
         :param metrics: the metrics of all requests of this kind; always the same tuple.
         :param values: of these metrics, in their order (nanoseconds, bytes, a number); None where there is none.
@@ -264,6 +264,8 @@ class Registry:
         self, method: str, endpoint: str, metrics: tuple[str, ...], max_series: int
     ) -> Series:
         """The row of an endpoint, made if it is new and there is room, or else the overflow row."""
+        if method and method not in METHODS and method != "WEBSOCKET":
+            method = "OTHER"
         endpoint = endpoint[:_MAX_ENDPOINT_LENGTH]
         with self.lock:
             key = method, endpoint
@@ -332,7 +334,7 @@ def condense(histograms: dict[str, Histogram], observations: Iterable[tuple[str,
     for metric, value in observations:
         histogram = histograms.get(metric)
         if histogram is None:
-            if len(histograms) > _MAX_NAMES:
+            if metric not in METRICS and len(histograms.keys() - METRICS.keys()) >= _MAX_NAMES:
                 metric = OVERFLOW
             histogram = histograms.setdefault(metric, Histogram())
         histogram.observe(value)

@@ -67,9 +67,8 @@ def reset_performance_stats(*, registry: Registry | None = None) -> None:
 
 def summarize(histogram: Snapshot, scale: float) -> dict[str, float]:
     """The figures of one histogram that has at least one value, each times `scale`."""
-    count = histogram.count
+    count, (p50, p90, p95, p99) = histogram.summary(_QUANTILES)
     total = histogram.total * scale
-    p50, p90, p95, p99 = histogram.quantiles(_QUANTILES)
     assert histogram.least is not None and histogram.greatest is not None
     return {
         "count": count,
@@ -113,6 +112,7 @@ def _overall(registry: Registry) -> Stats:
         if number % _PART == 0:
             for snapshots in by_metric.values():
                 snapshots[:] = [merge(snapshots)]
+                breath.take()
         breath.take()
     stats = {}
     for metric, snapshots in by_metric.items():

@@ -25,7 +25,7 @@ from threading import RLock
 from time import perf_counter_ns
 from typing import Any
 
-from asgi_perfkit.metrics.histogram import Histogram
+from asgi_perfkit.metrics.histogram import Histogram, Snapshot
 from asgi_perfkit.metrics.registry import condense
 from asgi_perfkit.steps import Account, current_account
 from asgi_perfkit.types import Message, Receive, Scope, Send
@@ -131,6 +131,13 @@ class Exchange(Account):
             if self.condensed is None:
                 self.condensed = {}
             condense(self.condensed, self.take_observations())
+
+    def observations_so_far(self) -> tuple[list[tuple[str, int]], dict[str, Snapshot]]:
+        """A copy of the observations, and one of what was condensed of others."""
+        with _condensing:
+            condensed = self.condensed or {}
+            copies = {metric: histogram.snapshot() for metric, histogram in condensed.items()}
+            return list(self.observations), copies
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.

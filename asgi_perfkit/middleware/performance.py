@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any, Literal
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
-from asgi_perfkit.metrics.registry import METHODS, Registry, Series, default_registry
+from asgi_perfkit.metrics.histogram import Snapshot
+from asgi_perfkit.metrics.registry import Registry, Series, default_registry
 from asgi_perfkit.middleware.exchange import (
     Exchange,
     HTTPExchange,
@@ -239,11 +240,12 @@ class PerformanceMiddleware:
                 exchange.longest_ns,
             )
         observations: Iterable[tuple[str, int]] = ()
-        if exchange.observations:
-            # Who has not opened the exchange only reads them, and leaves them for who has.
-            observations = (
-                exchange.take_observations() if exchange.closed else (*exchange.observations,)
-            )
+        condensed: Mapping[str, Snapshot] | None = exchange.condensed
+        if exchange.observations or condensed:
+            if exchange.closed:
+                observations = exchange.take_observations()
+            else:  # who has not opened the exchange leaves them for who has
+                observations, condensed = exchange.observations_so_far()
         if exchange.malformed:
             self._registry.count("malformed_messages", exchange.malformed)
         return self._registry.record(
@@ -252,7 +254,7 @@ class PerformanceMiddleware:
             metrics,
             values,
             observations,
-            exchange.condensed,
+            condensed,
             exchange.outcome(error),
             exchange.status,
             self._max_series,
@@ -290,8 +292,9 @@ def _no_loop() -> object:
 def _kind_of(exchange: Exchange) -> tuple[str, tuple[str, ...]]:
     """The method, as it is told, and the metrics of an exchange."""
     if type(exchange) is HTTPExchange:
-        method = exchange.scope.get("method")
-        return method if method in METHODS else "OTHER", _HTTP_METRICS
+        method = exchange.scope.get("method", "")
+        # That is not a method, though a client may send it as one.
+        return "OTHER" if method == "WEBSOCKET" else method, _HTTP_METRICS
     return "WEBSOCKET", _WEBSOCKET_METRICS
 
 

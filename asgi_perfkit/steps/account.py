@@ -119,6 +119,7 @@ class Account:
                 taken.append(observations.pop())
             except IndexError:
                 break
+        taken.reverse()
         return taken
 
     def close(self, late: Callable[[str, int], None] | None) -> None:

@@ -124,7 +124,9 @@ def record(
     # A registry knows the metrics of a kind of request by their tuple, which is always the same object.
     names = _ROWS.setdefault(tuple(metrics), tuple(metrics))
     values = tuple(metrics.values())
-    series = registry.record(method, path, names, values, observations, outcome, status, max_series)
+    series = registry.record(
+        method, path, names, values, observations, None, outcome, status, max_series
+    )
     return series.observe_late
 
 

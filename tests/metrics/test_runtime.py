@@ -138,7 +138,7 @@ def test_the_process_is_as_psutil_sees_it() -> None:
     """Memory, threads and open files are those of this process."""
     process = psutil.Process()
     told = get_runtime_stats(registry=Registry())["process"]
-    assert told["rss"] == pytest.approx(process.memory_info().rss, rel=0.1)
+    assert told["rss"] == pytest.approx(process.memory_info().rss, abs=2**20)
     assert told["threads"] == process.num_threads()
     if sys.platform != "win32":
         assert told["open_files"] == process.num_fds()
@@ -154,13 +154,15 @@ def test_handles_are_counted_where_there_are_no_descriptors(
 
 
 def test_cpu_percent_is_of_the_time_since_the_last_call() -> None:
-    """A process that spins between two calls has used about one core."""
+    """A process that spins between two calls has used the share of a core that it was given."""
     registry = Registry()
     get_runtime_stats(registry=registry)
-    end = time.process_time() + 0.1
-    while time.process_time() < end:
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() < cpu + 0.2:
         pass
-    assert get_runtime_stats(registry=registry)["process"]["cpu_percent"] > 20
+    told = get_runtime_stats(registry=registry)["process"]["cpu_percent"]
+    used = 100 * (time.process_time() - cpu) / (time.perf_counter() - wall)
+    assert told == pytest.approx(used, rel=0.3)
 
 
 def test_requests_in_flight_are_counted(run: Any) -> None:
@@ -411,7 +413,7 @@ def test_others_who_listen_to_the_collector_miss_nothing(run: Any) -> None:
 def test_resident_memory_is_as_psutil_sees_it() -> None:
     """In bytes, and of this process; it follows when memory is taken."""
     read = rss_reader()
-    assert read() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+    assert read() == pytest.approx(psutil.Process().memory_info().rss, abs=2**20)
     before = read()
     block = bytearray(os.urandom(1)) * 32 * 2**20
     assert read() - before == pytest.approx(len(block), rel=0.25)
@@ -441,7 +443,7 @@ def test_without_proc_psutil_reads_the_memory(
     elsewhere(monkeypatch)
     value = rss_reader()()
     assert isinstance(value, int)
-    assert value == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+    assert value == pytest.approx(psutil.Process().memory_info().rss, abs=2**20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc here")

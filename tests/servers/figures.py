@@ -10,7 +10,7 @@ from .client import Connection
 from .harness import Server
 
 SETTLE_SECONDS = 5
-ROUNDS = 8
+ROUNDS = 12
 
 Figures = dict[str, dict[str, Any]]
 #: The endpoint that the figures themselves are read from; it is part of every reading.

@@ -77,7 +77,7 @@ def test_it_shows_every_endpoint_and_names_the_blocker(sample: str) -> None:
 def on_a_terminal(
     *arguments: str, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The demo in a session of its own, as a terminal would have it, and the terminal's other end."""
+    """The demo in a process group of its own, as a shell starts it, and the terminal's other end."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, str(DEMO), *arguments],

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .harness import PROVOKED, Application, Deployment, Server, ServerFailed, judge_log, serve
+from .harness import (
+    PROVOKED,
+    SAMPLES,
+    Application,
+    Deployment,
+    Server,
+    ServerFailed,
+    judge_log,
+    serve,
+)
 
 HYPERCORN = str(Path(sys.executable).with_name("hypercorn"))
 
@@ -20,6 +31,20 @@ def test_the_documented_command_runs_a_sample(framework: str, target: str) -> No
     command = [HYPERCORN, target, "--bind", "fd://{fd}"]
     with serve(Deployment(Application(framework), "asyncio"), command=command) as server:
         assert server.port
+
+
+def test_the_django_sample_has_all_its_migrations() -> None:
+    """What the migrations make is what the models say."""
+    check = [sys.executable, "manage.py", "makemigrations", "--check", "--dry-run"]
+    made = subprocess.run(
+        check,
+        cwd=SAMPLES / "django",
+        env={**os.environ, "SHOP_DATABASE": ":memory:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
 
 
 def test_a_server_that_does_not_start_shows_why() -> None:

@@ -16,6 +16,20 @@ def test_observations_are_kept_until_they_are_taken() -> None:
     assert account.take_observations() == []
 
 
+def test_another_thread_may_take_the_last_observation() -> None:
+    """Who finds the last observation gone between looking and taking has taken all there was."""
+
+    class Raced(list):  # type: ignore[type-arg]
+        def pop(self, index: int = -1) -> tuple[str, int]:
+            if len(self) == 1:
+                self.clear()
+            return super().pop(index)
+
+    account = Account()
+    account.observations = Raced([("a", 1), ("b", 2)])
+    assert account.take_observations() == [("b", 2)]
+
+
 def test_what_is_observed_late_is_handed_over() -> None:
     """From the end of the work on, each observation goes where `close` says, what was left behind as well."""
     account = Account()
@@ -38,10 +52,14 @@ def test_what_is_observed_late_may_go_nowhere() -> None:
 
 
 def test_work_that_observes_much_is_relieved() -> None:
-    """Work that goes on for long does not pile up what it observes: `spill` takes it away, and loses nothing."""
-    account = Account()
+    """Work that goes on for long does not pile up what it observes: `condense` takes it away, and loses nothing."""
     taken: list[tuple[str, int]] = []
-    account.spill = lambda account: taken.extend(account.take_observations())
+
+    class Condensing(Account):
+        def condense(self) -> None:
+            taken.extend(self.take_observations())
+
+    account = Condensing()
     most = 0
     for number in range(10_000):
         account.observe("a", number)
@@ -50,6 +68,27 @@ def test_work_that_observes_much_is_relieved() -> None:
     assert sorted(taken + account.take_observations()) == [
         ("a", number) for number in range(10_000)
     ]
+
+
+def test_an_account_that_condenses_nothing_keeps_everything() -> None:
+    """An account by itself loses nothing, however much there is."""
+    account = Account()
+    for number in range(1000):
+        account.observe("a", number)
+    assert len(account.take_observations()) == 1000
+
+
+def test_the_lineage_of_an_account_is_what_is_open() -> None:
+    """An account and those it was opened in, from the inside out, without those that are over."""
+    outermost, middle, inner = Account(), Account(), Account()
+    middle.parent = outermost
+    inner.parent = middle
+    assert inner.lineage() == [inner, middle, outermost]
+    outermost.close(None)
+    assert inner.lineage() == [inner, middle]
+    inner.close(None)
+    assert inner.lineage() == []
+    assert middle.lineage() == [middle]
 
 
 def test_threads_that_observe_while_the_work_ends_lose_nothing() -> None:

@@ -241,6 +241,27 @@ def test_what_was_yielded_and_sent_in_is_let_go(clock: Clock) -> None:
     coro.close()
 
 
+def test_what_was_yielded_is_let_go_before_the_next_step() -> None:
+    """A future that holds a large result is not kept while the work goes on with that."""
+    traces = []
+    alive = []
+
+    def thing() -> Thing:
+        made = Thing()
+        traces.append(weakref.ref(made))
+        return made
+
+    async def work() -> None:
+        await ask(thing())
+        alive.append(traces[0]())
+
+    coro = drive(work(), Account(), 0)
+    with no_collector():
+        coro.send(None)
+        finish(coro)
+    assert alive == [None]
+
+
 def test_what_was_thrown_in_and_handled_is_let_go() -> None:
     """While the work waits again, an exception that it has handled is not held, nor are its frames."""
 

@@ -330,7 +330,7 @@ def test_a_stop_iteration_may_be_thrown_in(awaited: Awaited) -> None:
             RuntimeError
         ) as error:  # what Python makes of it on its way through the awaitable's generator
             return type(error.__cause__).__name__
-        return "unreached"
+        raise AssertionError("unreachable")
 
     coro = awaited(work())
     coro.send(None)
@@ -603,7 +603,7 @@ def test_wait_for_times_out(awaited: Awaited, run_asyncio: Run) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(waiting(log), 0.001)
         await waiting(log)
-        return "unreached"
+        raise AssertionError("unreachable")
 
     async def main() -> None:
         with pytest.raises(asyncio.TimeoutError):
@@ -626,7 +626,7 @@ def test_timeout_blocks_time_out(awaited: Awaited, run_asyncio: Run) -> None:
         assert task is not None
         assert task.cancelling() == 0
         await waiting(log)
-        return "unreached"
+        raise AssertionError("unreachable")
 
     async def main() -> None:
         with pytest.raises(TimeoutError) as caught:
@@ -659,7 +659,7 @@ def test_anyio_scopes_cancel(awaited: Awaited, run: Run) -> None:
         log.append("group")
         last.set()
         await anyio.sleep_forever()
-        return "unreached"
+        raise AssertionError("unreachable")
 
     async def main() -> None:
         last = anyio.Event()
@@ -691,7 +691,7 @@ def test_trio_scopes_cancel(awaited: Awaited, run_trio: Run) -> None:
         with pytest.raises(trio.TooSlowError), trio.fail_after(0):
             await waiting(log)
         await waiting(log)
-        return "unreached"
+        raise AssertionError("unreachable")
 
     async def main() -> None:
         with trio.CancelScope() as outer:

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from asgi_perfkit.steps import on_event_loop
 
@@ -37,7 +40,13 @@ def test_not_on_a_loop(run: Run) -> None:
     assert seen == [False]
 
 
-def test_trio_is_not_imported() -> None:
+def test_not_on_a_loop_where_trio_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without trio there can be no loop of trio's."""
+    monkeypatch.delitem(sys.modules, "trio", raising=False)
+    assert not on_event_loop()
+
+
+def test_trio_is_not_imported(tmp_path: Path) -> None:
     """Where trio is not in use it is not loaded to find that out."""
     script = (
         "import asyncio, sys; from asgi_perfkit.steps import follow_children, on_event_loop\n"
@@ -45,6 +54,10 @@ def test_trio_is_not_imported() -> None:
         "assert not on_event_loop() and asyncio.run(main()); print('trio' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,  # or else the source tree would be imported
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "False"
