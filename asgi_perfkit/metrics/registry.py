@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -133,12 +132,16 @@ class Series:
         self._histogram(metric).absorb(values)
 
     def observe_late(self, metric: str, value: int) -> None:
-        """Count a `value` that came to light after its request was recorded; takes the lock itself."""
+        """Count a `value` that came to light after its request was recorded; takes the lock itself.
+
+        If the figures were reset meanwhile it counts for the endpoint's new row; where there is none, its request has
+        been forgotten, and so is it.
+        """
         registry = self._registry
         with registry.lock:
-            # After a reset the row is another one.
-            row = registry.series_for(self.method, self.endpoint, self.metrics, sys.maxsize)
-            row.observe(metric, value)
+            row = registry.find(self.method, self.endpoint)
+            if row is not None:
+                row.observe(metric, value)
 
     def count_end(self, outcome: str, status: int | None) -> None:
         """Count how a request ended, and its status if there was one."""
@@ -231,6 +234,10 @@ class Registry:
         with self.lock:
             self._fold()
             return list(self._series.values())
+
+    def find(self, method: str, endpoint: str) -> Series | None:
+        """The row of an endpoint, if there is one. Read it only while holding :attr:`lock`."""
+        return self._series.get((method, endpoint))
 
     def count(self, trouble: str, times: int = 1) -> int:
         """Count a kind of `trouble`; says how often it has been met by now."""

@@ -293,9 +293,10 @@ class WebSocketExchange(Exchange):
 
     async def send(self, message: Message) -> None:
         kind = None
+        ends = False
         try:
             kind = message["type"]
-            self._note(kind, message)
+            ends = self._note(kind, message)
         except _UNREADABLE:
             self.malformed += 1
         started_ns = perf_counter_ns()
@@ -311,19 +312,22 @@ class WebSocketExchange(Exchange):
             self.messages_out += 1
         elif kind == "websocket.accept":
             self.status = 101
+        elif ends:
+            self.complete = True
 
-    def _note(self, kind: object, message: Message) -> None:
+    def _note(self, kind: object, message: Message) -> bool:
+        """Note the status that a message says; returns whether it ends the connection."""
         if kind == "websocket.close":
             if self.status is None:
                 self.status = 403  # what a close before the handshake comes to
-            self.complete = True
-        elif kind == "websocket.http.response.start":
+            return True
+        if kind == "websocket.http.response.start":
             self.status = self._read_status(message["status"])
         elif kind == "websocket.http.response.body":
-            if not message.get("more_body", False):
-                self.complete = True
+            return not message.get("more_body", False)
         elif kind not in ("websocket.accept", "websocket.send"):
             self.malformed += 1
+        return False
 
 
 def exchange_of(send: Send) -> Exchange | None:

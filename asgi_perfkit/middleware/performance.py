@@ -108,6 +108,8 @@ class PerformanceMiddleware:
         if _get_running_loop() is not self._loop():  # nor is it ever on trio
             self._meet_loop()
         outer = exchange_of(send)
+        if outer is not None and outer.closed:
+            outer = None  # somebody has kept the `send` of a request that is over
         if outer is None:
             around = current_account.get()
             if around is not None and self._records(around, scope):

@@ -45,6 +45,7 @@ class Account:
 
     __slots__ = (
         "__weakref__",
+        "_told",
         "closed",
         "endpoint",
         "late",
@@ -83,7 +84,10 @@ class Account:
         :func:`drive` does the same in line: it runs for every request, this for child tasks.
         """
         self.stepping = True
-        for observer in self.observers:
+        self._told = (
+            self.observers
+        )  # who joins in the middle of a step is told from the next one on
+        for observer in self._told:
             observer.step_started(self)
         return perf_counter_ns()
 
@@ -94,7 +98,7 @@ class Account:
         self.loop_ns += duration_ns
         if duration_ns > self.longest_ns:
             self.longest_ns = duration_ns
-        for observer in self.observers:
+        for observer in self._told:
             observer.step_ended(self, duration_ns)
 
     def observe(self, metric: str, value: int) -> None:

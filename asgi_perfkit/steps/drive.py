@@ -57,18 +57,21 @@ def drive(work: Awaitable[T], account: Account, started_ns: int) -> Generator[An
         try:
             argument = yield yielded
             resume = send
-        except GeneratorExit:
-            started_ns = account.enter_step()
-            try:
-                work.close()
-            finally:
-                account.leave_step(started_ns)
-            raise
         except BaseException as thrown:
             # Thrown in after this block has ended: inside it, `thrown` would be the exception being handled, and
-            # show in the `__context__` of whatever the work raises.
-            argument = thrown
+            # show in the `__context__` of whatever the work raises. This frame is not where it comes from.
+            argument = thrown.with_traceback(thrown.__traceback__ and thrown.__traceback__.tb_next)
             resume = work.throw
+        if isinstance(argument, GeneratorExit) and resume is not send:
+            try:
+                started_ns = account.enter_step()
+                try:
+                    work.close()
+                finally:
+                    account.leave_step(started_ns)
+                raise argument
+            finally:
+                argument = None
         # What is yielded is often a future that holds a result, perhaps a large one.
         del yielded
         observers = account.observers

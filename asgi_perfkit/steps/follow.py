@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any
 
@@ -81,7 +81,12 @@ class FollowingTaskFactory:
 def _make_plain_task(
     loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
 ) -> asyncio.Task[Any]:
-    return _Task(coro, loop=loop, **options)
+    task = _Task(coro, loop=loop, **options)
+    # In debug mode: where the task was made, which is not here.
+    frames = getattr(task, "_source_traceback", None)
+    while frames and frames[-1].filename == __file__:
+        del frames[-1]
+    return task
 
 
 if sys.version_info[:2] == (3, 13):
@@ -140,10 +145,13 @@ class FollowedCoroutine(Coroutine[Any, Any, Any]):
         self._coro.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        coro = self._coro
-        if isinstance(coro, Awaitable):
-            return coro.__await__()
-        return coro
+        return self  # an iterator with `send`, `throw` and `close` is what it takes
+
+    def __iter__(self) -> FollowedCoroutine:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._coro, name)

@@ -553,18 +553,8 @@ def test_how_a_connection_ends(
     [
         ACCEPT,
         {"type": "websocket.send", "text": "anybody there?"},
-        pytest.param(
-            CLOSE,
-            marks=pytest.mark.xfail(
-                strict=True, reason="a close counts as done before the server has taken it"
-            ),
-        ),
-        pytest.param(
-            {"type": "websocket.http.response.body", "body": b""},
-            marks=pytest.mark.xfail(
-                strict=True, reason="a denial counts as done before the server has taken it"
-            ),
-        ),
+        CLOSE,
+        {"type": "websocket.http.response.body", "body": b""},
     ],
     ids=lambda message: message["type"],
 )

@@ -362,7 +362,6 @@ def test_a_bound_method_of_another_object_is_no_exchange(run: Run) -> None:
     assert outcomes(registry) == {"ok": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="an exchange that is over is opened and recorded once more")
 def test_an_exchange_that_is_over_is_not_recorded_again() -> None:
     """A task that outlives its request and calls a wrapped app does not have the old request counted twice."""
     registry = Registry()

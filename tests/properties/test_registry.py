@@ -194,10 +194,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def observe_late(
         self, request: tuple[str, Callable[[str, int], None]], name: str, time: int
     ) -> None:
-        """A figure that comes after its request counts for its endpoint, also when that was forgotten."""
+        """A figure that comes after its request counts for its endpoint, unless that was forgotten."""
         label, late = request
         late(name, time)
-        self.rows.setdefault(label, Row()).add(name, time)
+        if label in self.rows:
+            self.rows[label].add(name, time)
 
     @rule(name=names, time=times)
     def observe_outside(self, name: str, time: int) -> None:

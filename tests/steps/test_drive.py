@@ -19,9 +19,6 @@ from tests.support import Trouble, ask, checkpoint, finish, forever
 Awaited = Callable[[Any], Any]
 Run = Callable[..., Any]
 
-DEFECT_CLOSE = "drive closes its work while it handles the GeneratorExit, which becomes its context"
-DEFECT_TRACEBACK = "what is thrown in keeps drive's own frame as the innermost of its traceback"
-
 
 class Asking:
     """An awaitable that is no coroutine."""
@@ -349,7 +346,6 @@ def test_an_exception_is_thrown_into_an_iterator_that_can_only_go_on(awaited: Aw
     assert caught.value is error
 
 
-@pytest.mark.xfail(strict=True, reason=DEFECT_TRACEBACK)
 def test_the_traceback_of_what_is_thrown_in_ends_in_the_work() -> None:
     """Who reads the traceback of a cancellation finds at its end the line where the work waited."""
 
@@ -463,7 +459,6 @@ def test_what_closing_raises_comes_out(awaited: Awaited) -> None:
     assert caught.value is error
 
 
-@pytest.mark.xfail(strict=True, reason=DEFECT_CLOSE)
 def test_closing_leaves_no_more_contexts_behind_than_without_drive() -> None:
     """What is raised while closing has one GeneratorExit as its context, not two."""
 

@@ -471,9 +471,6 @@ def test_children_are_announced_to_observers(run: Run, clock: Clock) -> None:
     assert [duration for duration in log[1::2] if duration] == [3, 4]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="leave_step tells the observers of its own time, not those of enter_step"
-)
 def test_an_observer_that_a_child_adds_is_told_from_the_next_step_on(
     run: Run, clock: Clock
 ) -> None:

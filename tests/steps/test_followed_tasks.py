@@ -115,9 +115,6 @@ def test_the_class_of_a_task_shows_as_task(run_asyncio: Run) -> None:
     run_asyncio(lambda: charge(work()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="in debug mode a task is said to be created in the kit's factory"
-)
 def test_in_debug_mode_a_task_tells_where_the_user_created_it() -> None:
     """The source traceback that asyncio keeps in debug mode ends outside of the kit."""
 

@@ -212,9 +212,6 @@ def test_a_child_may_be_a_generator(run_asyncio: Run, clock: Clock) -> None:
 @pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="asyncio refuses generators as tasks since Python 3.12"
 )
-@pytest.mark.xfail(
-    strict=True, reason="__await__ of what the factory gets returns a coroutine for a generator"
-)
 def test_a_factory_may_await_a_generator(clock: Clock) -> None:
     """A factory that wraps what it is given in a coroutine can do so with a generator-based one."""
 
