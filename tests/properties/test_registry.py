@@ -27,7 +27,7 @@ from asgi_perfkit import (
 from tests.metrics.driver import record
 
 MAX_SERIES = 3
-MAX_NAMES = 12
+MAX_NAMES = 8
 METHODS = {"GET": "GET", "POST": "POST", "WEBSOCKET": "WEBSOCKET", "BREW": "OTHER", "get": "OTHER"}
 BYTES = {"request_size", "memory_delta"}
 KIT = {"total_time", "loop_time", *BYTES}
@@ -273,6 +273,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 RegistryMachine.TestCase.settings = hypothesis.settings(
-    max_examples=20, stateful_step_count=20, deadline=None
+    max_examples=10, stateful_step_count=15, deadline=None
 )
 TestRegistry = RegistryMachine.TestCase
