@@ -37,8 +37,8 @@ def get_performance_stats(
     them, ``outcomes`` (``ok``, ``error``, ``disconnected``, ``cancelled``, ``incomplete``) and ``statuses``
     (``"200"``) say how often each came.
 
-    Percentiles are computed here, not while requests run. With a thousand endpoints that takes a tenth of a second: call
-    it in a worker thread if the loop must not wait. There it lets other threads run every millisecond.
+    Percentiles are computed here, not while requests run. With a thousand endpoints that takes a tenth of a second:
+    call it in a worker thread if the loop must not wait. There it lets other threads run every millisecond.
 
     :param by: None for all requests together; ``"endpoint"`` for a dictionary of these figures by endpoint
         (``"GET /items/{item_id}"``).
