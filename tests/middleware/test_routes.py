@@ -20,7 +20,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.httpsredirect import HTTPSRedirectMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
@@ -279,6 +282,28 @@ def test_middleware_around_the_app_changes_no_name() -> None:
     app = Starlette(routes=[Mount("/sub/{t}", routes=INNER)], middleware=[BASE_HTTP])
     for wrapped in (app, GZipMiddleware(app), BaseHTTPMiddleware(app, dispatch=dispatch)):
         assert endpoint(wrapped, "GET /sub/1/items/3") == "GET /sub/{t}/items/{item_id}"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Middleware(CORSMiddleware, allow_origins=["*"]),
+        Middleware(HTTPSRedirectMiddleware),
+        Middleware(TrustedHostMiddleware, allowed_hosts=["another"]),
+    ],
+    ids=["cors", "https", "host"],
+)
+@pytest.mark.parametrize("framework", [Starlette, FastAPI])
+def test_an_answer_before_the_router_is_unmatched(framework: Any, layer: Middleware) -> None:
+    """What a layer of the framework answers by itself makes no names of paths."""
+    headers = [
+        (b"host", b"testserver"),
+        (b"origin", b"http://elsewhere"),
+        (b"access-control-request-method", b"GET"),
+    ]
+    app = framework(middleware=[layer])
+    lines = [f"OPTIONS /{word}" for word in words(20)]
+    assert set(visit(app, *lines, headers=headers)) == {"OPTIONS <unmatched>"}
 
 
 def test_added_with_add_middleware() -> None:
