@@ -139,6 +139,9 @@ class Snapshot:
         if self._negative is not None:
             for lowest, highest, count in reversed(list(self._negative.buckets())):
                 yield -highest, -lowest, count
+        yield from self._buckets_from_zero()
+
+    def _buckets_from_zero(self) -> Iterator[tuple[int, int, int]]:
         for shift, page in enumerate(self._pages):
             if page is not None:
                 first = _SUB_BUCKETS if shift else 0
@@ -184,7 +187,7 @@ class Snapshot:
             and list(self.buckets()) == list(other.buckets())
         )  # fmt: skip
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it is equal by its content, which is long
 
 
 class Histogram(Snapshot):
@@ -206,19 +209,19 @@ class Histogram(Snapshot):
         if value >= 0:
             shift = (value | 64).bit_length() - 7
             try:
-                self._pages[shift][(value >> shift) - 64] += 1  # type: ignore[index]
+                self._pages[shift][(value >> shift) - 64] += 1  # type: ignore[index]  # no page: below
                 self._counts[shift] += 1
             except (TypeError, IndexError, OverflowError):
                 self._count_slowly(value)
         else:
-            self._observe_negative(value)
+            self._below_zero().observe(-value)
         self.total += value
         greatest = self.greatest
         if greatest is None:
             self.greatest = self.least = value
         elif value > greatest:
             self.greatest = value
-        elif value < self.least:  # type: ignore[operator]
+        elif value < self.least:  # type: ignore[operator]  # set with `greatest`
             self.least = value
 
     def snapshot(self) -> Snapshot:
@@ -235,25 +238,21 @@ class Histogram(Snapshot):
         return copy
 
     def absorb(self, other: Snapshot) -> None:
-        """Count all that `other` has counted."""
-        merged = merge((self.snapshot(), other))
-        self._pages, self._counts = merged._pages[:], merged._counts[:]
-        self._negative = None
-        if merged._negative is not None:
-            self._negative = Histogram(self._budget)
-            self._negative._pages, self._negative._counts = (
-                merged._negative._pages[:],
-                merged._negative._counts[:],
-            )
-            self._negative.total = merged._negative.total
-            self._negative.least, self._negative.greatest = (
-                merged._negative.least,
-                merged._negative.greatest,
-            )
-        self.total, self.least, self.greatest = merged.total, merged.least, merged.greatest
+        """Count all that `other` has counted, within this histogram's own budget."""
+        if other.least is None or other.greatest is None:
+            return
+        for lowest, _, count in other._buckets_from_zero():
+            self._count_slowly(lowest, count)
+        if other._negative is not None:
+            self._below_zero().absorb(other._negative)
+        self.total += other.total
+        self.least = other.least if self.least is None else min(self.least, other.least)
+        self.greatest = (
+            other.greatest if self.greatest is None else max(self.greatest, other.greatest)
+        )
 
-    def _count_slowly(self, value: int) -> None:
-        """Count a value that has no page yet, no bucket of its own, or whose bucket is full."""
+    def _count_slowly(self, value: int, times: int = 1) -> None:
+        """Count a value, `times` over, that may have no page yet, no bucket of its own, or one that is full."""
         value = min(value, _CEILING)
         shift = (value | 64).bit_length() - 7
         index = (value >> shift) - 64
@@ -269,10 +268,10 @@ class Histogram(Snapshot):
                     budget.left -= 1
                 page = self._pages[shift] = _new_page(shift)
         assert page is not None
-        if page[index] == 0xFFFF_FFFF and page.typecode == "I":
+        if page.typecode == "I" and page[index] + times > 0xFFFF_FFFF:
             page = self._pages[shift] = array("Q", page)
-        page[index] += 1
-        self._counts[shift] += 1
+        page[index] += times
+        self._counts[shift] += times
 
     def _nearest_bucket(self, wanted: int) -> tuple[int, int]:
         """The page and, in it, the bucket that is nearest to the page `wanted`, which does not exist."""
@@ -282,11 +281,11 @@ class Histogram(Snapshot):
             return nearest, _SUB_BUCKETS - 1
         return nearest, 0
 
-    def _observe_negative(self, value: int) -> None:
+    def _below_zero(self) -> Histogram:
         if self._negative is None:
             self._negative = Histogram(self._budget)
         assert isinstance(self._negative, Histogram)
-        self._negative.observe(-value)
+        return self._negative
 
 
 def observe_row(histograms: Iterable[Histogram], values: Iterable[int | None]) -> None:

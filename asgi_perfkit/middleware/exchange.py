@@ -124,7 +124,7 @@ class Exchange(Account):
 
     def close(self, late: Callable[[str, int], None] | None) -> None:
         self.scope = _NO_SCOPE
-        Account.close(self, late)  # half the cost of super(), for each request
+        super().close(late)
 
     def condense(self) -> None:
         with _condensing:
@@ -217,7 +217,7 @@ class HTTPExchange(Exchange):
             self.malformed += 1
         # What a server starts when it has the last message is not part of this request: uvicorn 0.54 makes the task of
         # the next one, where requests are pipelined, and timers that live for as long as the connection.
-        token = current_account.set(self.parent) if last else None
+        token = current_account.set(self.parent) if self._ending else None
         try:
             await self._send(message)
         except OSError:
@@ -258,9 +258,9 @@ class HTTPExchange(Exchange):
             if last and not self._trailers:
                 self._ending = True
             count = message.get("count")
-            return _size_of(message["file"], message.get("offset") or 0) if count is None else int(
-                count
-            ), last
+            if count is None:
+                return _size_of(message["file"], message.get("offset") or 0), last
+            return int(count), last
         elif kind not in ("http.response.push", "http.response.early_hint", "http.response.debug"):
             self.malformed += 1
         return 0, False

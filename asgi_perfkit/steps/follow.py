@@ -74,7 +74,7 @@ class FollowingTaskFactory:
         # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
         # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
         with contextlib.suppress(AttributeError):
-            task.get_coro = lambda: coro  # type: ignore[attr-defined]
+            task.get_coro = lambda: coro  # type: ignore[attr-defined]  # a future has none
         return task
 
 

@@ -236,3 +236,37 @@ def test_a_snapshot_stays_as_it_was(before: list[int], after: list[int]) -> None
         histogram.observe(value)
     assert snapshot == snapshot_of(before)
     assert histogram.snapshot() == snapshot_of(before + after)
+
+
+@given(lists, lists, lists)
+def test_absorbing_is_observing_what_the_other_has_seen(
+    own: list[int], others: list[int], later: list[int]
+) -> None:
+    """A histogram that absorbs another counts its values too; the two stay apart afterwards."""
+    histogram, other = histogram_of(own), histogram_of(others)
+    histogram.absorb(other)
+    for value in later:
+        other.observe(value)
+    assert histogram.snapshot() == snapshot_of(own + others)
+    assert other.snapshot() == snapshot_of(others + later)
+
+
+@given(st.integers(0, 5), full_lists)
+def test_absorbing_keeps_to_the_budget(pages: int, values: list[int]) -> None:
+    """What is absorbed takes no more pages than what is observed, and nothing of it is lost."""
+    budget = PageBudget(pages)
+    histogram = Histogram(budget)
+    histogram.absorb(snapshot_of(values))
+    # Each sign may have its first page in any case; below 128 there is one page for all.
+    octaves = {
+        (lowest < 0, max(abs(lowest), abs(highest), 64).bit_length())
+        for lowest, highest, _ in histogram.buckets()
+    }
+    assert len(octaves) <= pages + 2
+    assert budget.left == pages - len(octaves)
+    assert histogram.count == len(values)
+    assert (histogram.total, histogram.least, histogram.greatest) == (
+        sum(values),
+        min(values),
+        max(values),
+    )
