@@ -13,6 +13,10 @@ from asgi_perfkit.metrics.spans import measure
 from asgi_perfkit.metrics.statistics import get_performance_stats, reset_performance_stats
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
 from asgi_perfkit.stack import PerfKit
+from asgi_perfkit.threads.functions import run_in_threadpool
+from asgi_perfkit.threads.iterators import iterate_in_threadpool
+from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
+from asgi_perfkit.threads.managers import contextmanager_in_threadpool
 
 __version__ = "0.1.0"
 
@@ -22,9 +26,14 @@ __all__ = [
     "PerfKitError",
     "PerformanceMiddleware",
     "Registry",
+    "ThreadLimiter",
+    "contextmanager_in_threadpool",
+    "default_limiter",
     "default_registry",
     "get_performance_stats",
     "get_runtime_stats",
+    "iterate_in_threadpool",
     "measure",
     "reset_performance_stats",
+    "run_in_threadpool",
 ]

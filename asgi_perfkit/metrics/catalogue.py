@@ -19,6 +19,8 @@ METRICS: dict[str, float] = {
     "request_size": BYTES,
     "response_size": BYTES,
     "memory_delta": BYTES,
+    "thread_wait_time": SECONDS,
+    "thread_time": SECONDS,
     "websocket_time": SECONDS,
     "websocket_messages_in": NUMBER,
     "websocket_messages_out": NUMBER,

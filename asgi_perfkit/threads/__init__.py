@@ -1,0 +1,1 @@
+"""Blocking code in worker threads: functions, context managers, iterators."""

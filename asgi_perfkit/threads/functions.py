@@ -1,0 +1,74 @@
+"""A blocking function in a worker thread."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.threads.hop import check_choices, new_call
+from asgi_perfkit.threads.limiter import CALL, ThreadLimiter
+
+__all__ = ["run_in_threadpool"]
+
+T = TypeVar("T")
+
+
+async def run_in_threadpool(
+    func: Callable[..., T],
+    /,
+    *args: Any,
+    limiter: ThreadLimiter | None = None,
+    thread_sensitive: bool = False,
+    **kwargs: Any,
+) -> T:
+    """Call a blocking `func` in a worker thread, and wait for what it returns.
+
+    It runs in a copy of the caller's context. Once it has begun it is never left alone: who is cancelled meanwhile
+    learns of it when `func` has returned, whose value is lost then; the token stays taken until that. What `func`
+    raises is raised also then. Who is cancelled while waiting for a token leaves at once, and `func` is not called.
+    (On trio, as always there, a cancellation shows at the next checkpoint after the value.)
+
+    :param args: for `func`, as `kwargs` are; use :func:`functools.partial` for a parameter of `func` with the name
+        of one below.
+    :param limiter: who decides when; :func:`default_limiter` if None.
+    :param thread_sensitive: call it where Django's synchronous code of this request runs (asgiref's
+        ``thread_sensitive=True``), one at a time, with no limiter. asyncio only.
+    :raises ConfigurationTypeError: `func` is not callable, or is a coroutine function.
+    :raises TypeError: `func` returned an awaitable.
+    :raises RuntimeError: no event loop runs; the system has no thread left.
+    """
+    if limiter is not None or thread_sensitive:
+        check_choices("run_in_threadpool", limiter, thread_sensitive=thread_sensitive)
+    if not callable(func):
+        raise ConfigurationTypeError(
+            "run_in_threadpool(func)", func, "give a function, and its arguments behind it."
+        )
+    if inspect.iscoroutinefunction(func):
+        raise ConfigurationTypeError(
+            "run_in_threadpool(func)", func, "a coroutine function needs no thread; await it."
+        )
+    call = new_call(
+        copy_context(),
+        CALL,
+        func,
+        args,
+        kwargs,
+        limiter=limiter,
+        thread_sensitive=thread_sensitive,
+    )
+    value: T = call.result(await call.run())
+    if hasattr(type(value), "__await__"):
+        _refuse_awaitable(value, func)
+    return value
+
+
+def _refuse_awaitable(value: object, func: object) -> None:
+    if inspect.iscoroutine(value):
+        value.close()  # or Python warns that it was never awaited
+    raise TypeError(
+        f"run_in_threadpool(func) got {func!r}, which returned an awaitable: "
+        "call it without a thread, and await what it returns."
+    )

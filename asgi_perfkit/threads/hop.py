@@ -1,0 +1,95 @@
+"""What kind of call the running event loop takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from typing import Any
+
+from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.steps.loop import on_trio
+from asgi_perfkit.threads.call import Call, Pin
+from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
+from asgi_perfkit.threads.pool import PooledCall, WorkerPin
+
+__all__ = ["check_choices", "new_call", "new_pin"]
+
+_NO_ARGUMENTS: Mapping[str, Any] = {}
+
+
+def new_call(
+    context: Context,
+    kind: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] = _NO_ARGUMENTS,
+    *,
+    limiter: ThreadLimiter | None,
+    pin: Any = None,
+    thread_sensitive: bool = False,
+) -> Call:
+    """A call for the loop that runs.
+
+    :param limiter: None for the default one.
+    :param pin: of :func:`new_pin`; for a call that needs the same thread as others.
+    :raises RuntimeError: no event loop runs, or not one that has the thread.
+    """
+    loop = asyncio._get_running_loop()
+    if thread_sensitive:
+        if loop is None:
+            raise RuntimeError(
+                "thread_sensitive=True needs a running asyncio loop: asgiref has no threads for trio."
+            )
+        from asgi_perfkit.threads.sensitive import SensitiveCall
+
+        return SensitiveCall(context, None, kind, None, function, args, kwargs)
+    limiter = default_limiter() if limiter is None else limiter
+    if loop is not None:
+        return PooledCall(context, limiter, kind, pin, function, args, kwargs)
+    _need_trio()
+    from asgi_perfkit.threads.trio_calls import TrioCall
+
+    return TrioCall(context, limiter, kind, pin, function, args, kwargs)
+
+
+def new_pin() -> Pin:
+    """Keeps one thread for calls on the loop that runs.
+
+    :raises RuntimeError: no event loop runs.
+    """
+    if asyncio._get_running_loop() is not None:
+        return WorkerPin()
+    _need_trio()
+    from asgi_perfkit.threads.trio_calls import TrioPin
+
+    return TrioPin()
+
+
+def _need_trio() -> None:
+    if not on_trio():
+        raise RuntimeError(
+            "No event loop runs in this thread: worker threads are used from coroutines, "
+            "under asyncio, uvloop or trio. Without a loop, call the function itself."
+        )
+
+
+def check_choices(
+    subject: str, limiter: object, *, thread_sensitive: bool, same_thread: bool = False
+) -> None:
+    """Refuse what is no limiter, and what excludes each other.
+
+    :param subject: the public function.
+    :raises ConfigurationTypeError: so it is.
+    """
+    if limiter is not None and not isinstance(limiter, ThreadLimiter):
+        raise ConfigurationTypeError(
+            f"{subject}(limiter=...)", limiter, "give a ThreadLimiter, or None for the default one."
+        )
+    if thread_sensitive and (limiter is not None or same_thread):
+        raise ConfigurationTypeError(
+            f"{subject}(thread_sensitive=...)",
+            thread_sensitive,
+            "it means asgiref's own thread, which has no limiter and is the same each time; "
+            "leave `limiter` and `same_thread` out.",
+        )

@@ -1,0 +1,179 @@
+"""The trio side of :mod:`asgi_perfkit.threads`; imported only where trio runs.
+
+The threads are trio's own, so that :mod:`trio.from_thread` works in them; the tokens are the kit's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from queue import SimpleQueue
+from typing import Any
+
+import trio
+
+from asgi_perfkit.threads.call import Call, Pin
+from asgi_perfkit.threads.limiter import MAY_STALL, STALL_SECONDS, ThreadLimiter
+
+__all__ = ["TrioCall", "TrioPin"]
+
+
+class _NoLimit:
+    """In place of a limiter of trio's: the call has its token already."""
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        pass
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        pass
+
+
+_no_limit: Any = _NoLimit()
+
+
+class TrioPin(Pin):
+    """Keeps one of trio's threads: what it has to run comes through a queue."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[TrioCall | None] | None = None
+
+    def give(self, call: TrioCall) -> None:
+        if self._calls is None:
+            self._calls = SimpleQueue()
+            trio.lowlevel.spawn_system_task(_serve, self._calls)
+        self._calls.put(call)
+
+    def release(self) -> None:
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.put(None)
+
+    __del__ = release
+
+
+async def _serve(calls: SimpleQueue[TrioCall | None]) -> None:
+    token = trio.lowlevel.current_trio_token()
+    # A pin that is still held when the run of trio ends does not hold that up.
+    await trio.to_thread.run_sync(_run_all, calls, token, limiter=_no_limit, abandon_on_cancel=True)
+
+
+def _run_all(calls: SimpleQueue[TrioCall | None], token: trio.lowlevel.TrioToken) -> None:
+    while (call := calls.get()) is not None:
+        call.execute()
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(call.finish)
+        del call  # or its arguments and its result live until the next one
+
+
+class TrioCall(Call):
+    """A call in one of trio's threads."""
+
+    __slots__ = ("_apart", "_ended", "_granted", "_token")
+
+    limiter: ThreadLimiter
+    pin: TrioPin | None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._token = trio.lowlevel.current_trio_token()
+        self._apart = False  # whether it was begun, and is to run beside the task
+        self._granted = trio.Event()
+        self._ended = trio.Event()
+
+    async def run(self, *, leaves: bool = True) -> None:
+        with trio.CancelScope(shield=not leaves):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._acquire()
+            if self.pin is not None:
+                self.pin.give(self)
+                with trio.CancelScope(shield=True):
+                    await self._ended.wait()
+                return
+            try:
+                # trio waits for the thread even if the task is cancelled; that shows at its next checkpoint.
+                await trio.to_thread.run_sync(self.execute, limiter=_no_limit)
+            finally:
+                self._give_back()
+
+    async def _acquire(self) -> None:
+        limiter = self.limiter
+        moves = limiter._moves
+        if limiter._acquire(self):
+            return
+        try:
+            while self.kind in MAY_STALL:
+                with trio.move_on_after(STALL_SECONDS):
+                    await self._granted.wait()
+                    return
+                seen = limiter._rescue(self, moves)
+                if seen is None:
+                    break
+                moves = seen
+            await self._granted.wait()
+        except BaseException:
+            if not self.withdraw():
+                self._give_back()
+            raise
+
+    def begin(self) -> None:
+        self._apart = True
+        if self.limiter._acquire(self):
+            self._start_apart()
+
+    def proceed(self) -> None:
+        try:
+            self._token.run_sync_soon(self._start_apart if self._apart else self._granted.set)
+        except trio.RunFinishedError:
+            self._give_back()
+
+    def _start_apart(self) -> None:
+        if self.pin is not None:
+            self.pin.give(self)
+        else:
+            trio.lowlevel.spawn_system_task(self._run_apart)
+
+    async def _run_apart(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self.execute, limiter=_no_limit)
+        except (
+            Exception
+        ) as error:  # the system has no thread left; a system task that raises ends all of trio
+            self.error = error
+        self.finish()
+
+    def finish(self) -> None:
+        """Give the token back and wake who waits for the call; runs on the loop."""
+        self._give_back()
+        self._end()
+
+    def _end(self) -> None:
+        self.over = True
+        self._ended.set()
+
+    async def wait(self, *, leaves: bool = True) -> None:
+        with trio.CancelScope(shield=not leaves):
+            try:
+                await self._ended.wait()
+            except BaseException:
+                if not self.withdraw():
+                    with trio.CancelScope(shield=True):
+                        await self._ended.wait()
+                raise
+
+    async def wait_a_moment(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._ended.wait()
+            return
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def withdraw(self) -> bool:
+        withdrawn = self.limiter._withdraw(self)
+        if withdrawn:
+            self._end()
+        return withdrawn
+
+    def _give_back(self) -> None:
+        successor = self.limiter._release(self.kind)
+        if successor is not None:
+            successor.proceed()
