@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from asgi_perfkit.metrics.catalogue import SECONDS
 from asgi_perfkit.metrics.registry import Registry, default_registry
 from asgi_perfkit.metrics.statistics import summarize
+from asgi_perfkit.threads.limiter import default_limiter
+from asgi_perfkit.threads.pool import count_threads
 
 __all__ = ["get_runtime_stats"]
 
@@ -21,6 +24,9 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
     `process`           ``rss`` (bytes), ``cpu_percent`` (of one core, since the last call; 0.0 at the first),
                         ``threads``, ``open_files`` (descriptors; handles on Windows)
     `requests`          ``in_flight``: requests and connections that the app has not returned from
+    `thread_pool`       ``threads`` of the kit's that live, ``idle_threads`` among them (asyncio and uvloop; on trio
+                        they are trio's), and of the default limiter ``total_tokens``, ``borrowed_tokens``,
+                        ``tasks_waiting``, ``exits``, ``rescued``: see :class:`~asgi_perfkit.ThreadLimiter`
     `metrics`           the kit about itself: ``series`` kept, ``overflowed`` (requests that found no row of their
                         own), ``squeezed`` (values counted in a neighbouring bucket for want of room),
                         ``malformed_messages``, ``resolver_failures``, ``server_timing_failures``, ``kit_failures``
@@ -42,6 +48,12 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
             stats[name] = summarize(snapshot, SECONDS)
     stats["process"] = monitor.process_stats()
     stats["requests"] = {"in_flight": len(registry.open)}
+    threads, idle_threads = count_threads()
+    stats["thread_pool"] = {
+        "threads": threads,
+        "idle_threads": idle_threads,
+        **asdict(default_limiter().statistics()),
+    }
     with registry.lock:
         rows = registry.series()
         stats["metrics"] = {

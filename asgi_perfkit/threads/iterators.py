@@ -9,6 +9,7 @@ from time import perf_counter_ns
 from typing import Final, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.threads.call import Call
 from asgi_perfkit.threads.hop import check_choices, new_call, new_pin
 from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter
 
@@ -82,12 +83,12 @@ async def _iterate(
             )
             visit.begin()
             if ahead > 1:
-                visit.result(await visit.wait_a_moment(_PATIENCE_SECONDS))
+                source.settle(visit, await visit.wait_a_moment(_PATIENCE_SECONDS))
                 if not visit.over:
                     source.hurried = True
                     while items:
                         yield items.popleft()
-            visit.result(await visit.wait())
+            source.settle(visit, await visit.wait())
             # Twice as many, as long as they come so fast that time is not what ends the visit.
             ahead = min(2 * ahead, _MAX_AHEAD) if source.fetched == ahead else source.fetched or 1
             while items:
@@ -156,6 +157,15 @@ class _Source(Generic[T]):
             self.ended = True
             # Without this frame, for which the error would be a cycle.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+
+    def settle(self, visit: Call, cancelled: BaseException | None) -> None:
+        """Raise what has gone wrong with a `visit`; what the iterator has raised only if nobody will ask for it."""
+        try:
+            if cancelled is not None:
+                self.raise_error()
+            visit.result(cancelled)
+        finally:
+            del cancelled  # its traceback holds this frame
 
     def raise_error(self) -> None:
         """Raise what the iterator has raised, if anything."""

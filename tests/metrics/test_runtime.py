@@ -20,7 +20,7 @@ import anyio.lowlevel
 import psutil
 import pytest
 
-from asgi_perfkit import PerformanceMiddleware, Registry, get_runtime_stats
+from asgi_perfkit import PerformanceMiddleware, Registry, get_runtime_stats, run_in_threadpool
 from asgi_perfkit.metrics import monitor
 from asgi_perfkit.metrics.monitor import RuntimeMonitor, rss_reader
 from tests.metrics.driver import ok_app, request
@@ -82,6 +82,9 @@ def run_virtually(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
+ALWAYS_TOLD = {"process", "requests", "thread_pool", "metrics"}
+
+
 def _registries_of_others_are_gone() -> None:
     """Garbage of tests before this one, which the collector's listeners may belong to, is no longer there."""
     listeners = -1
@@ -107,7 +110,7 @@ def test_the_groups_and_their_keys(run: Any) -> None:
         return get_runtime_stats(registry=registry)
 
     stats = run(main)
-    assert stats.keys() == {"event_loop_lag", "gc_pause", "process", "requests", "metrics"}
+    assert stats.keys() == {"event_loop_lag", "gc_pause", *ALWAYS_TOLD}
     assert stats["event_loop_lag"].keys() == stats["gc_pause"].keys() == FIGURES
     assert stats["process"].keys() == {"rss", "cpu_percent", "threads", "open_files"}
     assert stats["requests"] == {"in_flight": 0}
@@ -126,12 +129,25 @@ def test_before_the_first_request_nothing_is_watched() -> None:
     """Without a request there is no lag and no pause to tell, but there is the process."""
     gc.collect()
     stats = get_runtime_stats(registry=Registry())
-    assert stats.keys() == {"process", "requests", "metrics"}
+    assert stats.keys() == ALWAYS_TOLD
 
 
 def test_the_default_registry_is_read_without_another() -> None:
     """Called with nothing, it tells of the default registry."""
-    assert get_runtime_stats().keys() >= {"process", "requests", "metrics"}
+    assert get_runtime_stats().keys() >= ALWAYS_TOLD
+
+
+def test_the_threads_and_the_tokens_of_the_default_limiter(run_asyncio: Any) -> None:
+    """From inside of a call: its thread, which is not idle, and its token; afterwards the thread is idle."""
+
+    async def main() -> list[dict[str, Any]]:
+        inside = await run_in_threadpool(get_runtime_stats)
+        return [stats["thread_pool"] for stats in (inside, get_runtime_stats())]
+
+    inside, afterwards = run_asyncio(main)
+    tokens = {"total_tokens": 40, "tasks_waiting": 0, "exits": 0, "rescued": 0}
+    assert inside == {"threads": 1, "idle_threads": 0, "borrowed_tokens": 1, **tokens}
+    assert afterwards == {"threads": 1, "idle_threads": 1, "borrowed_tokens": 0, **tokens}
 
 
 def test_the_process_is_as_psutil_sees_it() -> None:
