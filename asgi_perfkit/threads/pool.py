@@ -144,18 +144,18 @@ class Pool:
             if self.size >= self.active:  # one of the workers is awake and has nothing to do yet
                 return
             self.size += 1
-        worker = Worker(self)
+            worker = Worker(self)
+            self.threads.add(worker)
         try:
             worker.start()
         except RuntimeError:
             with self.lock:
+                self.threads.discard(worker)
                 self.size -= 1
                 if call in self.ready:  # and nobody else has come for it
                     self.ready.remove(call)
                     self.active -= 1
                     raise
-        else:
-            self.threads.add(worker)
 
     def post(self, call: PooledCall) -> None:
         """Tell the loop that a `call` is over."""
@@ -246,7 +246,7 @@ class Pool:
             for worker in ending:
                 if not worker.pinned:
                     worker.join()
-            _pools.pop(self._loop, None)
+            # The pool stays: who makes a call still, before the loop is closed, gets a worker that ends after it.
 
 
 class Worker(Thread):

@@ -7,6 +7,7 @@ Which thread that is, asgiref knows: that of the request's `ThreadSensitiveConte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 from asgiref.sync import sync_to_async
@@ -31,15 +32,17 @@ class SensitiveCall(AsyncioCall):
     async def _queue(self) -> None:
         try:
             await sync_to_async(self._execute_if_wanted, thread_sensitive=True)()
-        except (
-            Exception
-        ) as error:  # asgiref has no thread: the context has ended, or it would wait for itself
-            self.error = error
-        self.finish()
+        except BaseException as error:
+            # There is no thread: the context has ended, or would wait for itself, or this task was cancelled.
+            if self._take_chance():
+                self.error = error
+                self.finish()
 
     def _execute_if_wanted(self) -> None:
         if self._take_chance():
             self.execute()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self.loop.call_soon_threadsafe(self.finish)
 
     def _leave_queue(self) -> bool:
         return self._take_chance()
