@@ -11,20 +11,30 @@ from typing import Any
 from asgi_perfkit.steps import current_account
 from asgi_perfkit.threads.limiter import CALL, ENTER, INNER_CALL, INNER_ENTER, Hook
 
-__all__ = ["Call", "Pin", "holding"]
+__all__ = ["Call", "Pin", "current_pin", "holding"]
 
 holding: ContextVar[bool] = ContextVar("asgi_perfkit.threads.holding", default=False)
 """Whether the running code is inside of a manager, and so may hold what others wait for."""
 
 
 class Pin(ABC):
-    """Keeps one worker thread for the calls that must all run in the same."""
+    """Keeps one worker thread for the calls that must all run in the same.
 
-    __slots__ = ()
+    :ivar closed: whether the last of them has been made, or is about to be.
+    """
+
+    __slots__ = ("closed",)
+
+    def __init__(self) -> None:
+        self.closed = False
 
     @abstractmethod
     def release(self) -> None:
         """Give the thread back, once no call runs in it; more than once does nothing."""
+
+
+current_pin: ContextVar[Pin | None] = ContextVar("asgi_perfkit.threads.pin", default=None)
+"""Of the innermost manager with ``same_thread=True`` that the running code is inside of."""
 
 
 class Call(ABC):
@@ -114,7 +124,12 @@ class Call(ABC):
         started_ns = 0 if account is None else perf_counter_ns()
         limiter = self.limiter
         try:
-            if limiter is None or (limiter.before is None and limiter.after is None):
+            if (
+                limiter is None
+                or self.pin
+                is not None  # whoever holds it has them called at its beginning and its end
+                or (limiter.before is None and limiter.after is None)
+            ):
                 self.value = self._context.run(self._function, *self._args, **self._kwargs)
             else:
                 self.value = self._context.run(self._between, limiter.before, limiter.after)

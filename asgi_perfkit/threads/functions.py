@@ -8,7 +8,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.hop import check_choices, new_call
+from asgi_perfkit.threads.hop import check_choices, new_call, open_pin
 from asgi_perfkit.threads.limiter import CALL, ThreadLimiter
 
 __all__ = ["run_in_threadpool"]
@@ -21,6 +21,7 @@ async def run_in_threadpool(
     /,
     *args: Any,
     limiter: ThreadLimiter | None = None,
+    same_thread: bool = False,
     thread_sensitive: bool = False,
     **kwargs: Any,
 ) -> T:
@@ -34,14 +35,21 @@ async def run_in_threadpool(
     :param args: for `func`, as `kwargs` are; use :func:`functools.partial` for a parameter of `func` with the name
         of one below.
     :param limiter: who decides when; :func:`default_limiter` if None.
+    :param same_thread: call it in the thread of the :func:`contextmanager_in_threadpool` with ``same_thread=True``
+        whose body this is; of the innermost one.
     :param thread_sensitive: call it where Django's synchronous code of this request runs (asgiref's
         ``thread_sensitive=True``), one at a time, with no limiter. asyncio only.
     :raises ConfigurationTypeError: `func` is not callable, or is a coroutine function.
     :raises TypeError: `func` returned an awaitable.
-    :raises RuntimeError: no event loop runs; the system has no thread left.
+    :raises RuntimeError: no event loop runs; the system has no thread left; there is no such manager.
     """
-    if limiter is not None or thread_sensitive:
-        check_choices("run_in_threadpool", limiter, thread_sensitive=thread_sensitive)
+    if limiter is not None or same_thread or thread_sensitive:
+        check_choices(
+            "run_in_threadpool",
+            limiter,
+            same_thread=same_thread,
+            thread_sensitive=thread_sensitive,
+        )
     if not callable(func):
         raise ConfigurationTypeError(
             "run_in_threadpool(func)", func, "give a function, and its arguments behind it."
@@ -57,6 +65,7 @@ async def run_in_threadpool(
         args,
         kwargs,
         limiter=limiter,
+        pin=open_pin() if same_thread else None,
         thread_sensitive=thread_sensitive,
     )
     value: T = call.result(await call.run())

@@ -9,11 +9,11 @@ from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.steps.loop import on_trio
-from asgi_perfkit.threads.call import Call, Pin
+from asgi_perfkit.threads.call import Call, Pin, current_pin
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 from asgi_perfkit.threads.pool import PooledCall, WorkerPin
 
-__all__ = ["check_choices", "new_call", "new_pin"]
+__all__ = ["check_choices", "new_call", "new_pin", "open_pin"]
 
 _NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -64,6 +64,20 @@ def new_pin() -> Pin:
     from asgi_perfkit.threads.trio_calls import TrioPin
 
     return TrioPin()
+
+
+def open_pin() -> Pin:
+    """That of the manager whose body this is.
+
+    :raises RuntimeError: there is none.
+    """
+    pin = current_pin.get()
+    if pin is None or pin.closed:
+        raise RuntimeError(
+            "same_thread=True is for the body of contextmanager_in_threadpool(..., same_thread=True), "
+            "and there is none around here, or it has been exited."
+        )
+    return pin
 
 
 def _need_trio() -> None:

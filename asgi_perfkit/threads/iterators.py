@@ -9,9 +9,9 @@ from time import perf_counter_ns
 from typing import Final, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.call import Call
+from asgi_perfkit.threads.call import Call, current_pin
 from asgi_perfkit.threads.hop import check_choices, new_call, new_pin
-from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter
+from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter, default_limiter
 
 __all__ = ["iterate_in_threadpool"]
 
@@ -45,7 +45,9 @@ def iterate_in_threadpool(
 
     :param limiter: who decides when; :func:`default_limiter` if None. A token is held while items are fetched, not
         between.
-    :param same_thread: take all steps in one thread, which does nothing else until the end, without a token.
+    :param same_thread: take all steps in one thread: that of the :func:`contextmanager_in_threadpool` with
+        ``same_thread=True`` whose body this is, or else in one that does nothing else until the end, without a token.
+        The limiter's hooks are called before the first step and after the last, and not around each visit.
     :param thread_sensitive: take them where Django's synchronous code of this request runs; see
         :func:`run_in_threadpool`.
     :raises ConfigurationTypeError: `iterable` has no ``__iter__``.
@@ -65,9 +67,13 @@ async def _iterate(
     iterable: Iterable[T], limiter: ThreadLimiter | None, same_thread: bool, thread_sensitive: bool
 ) -> AsyncGenerator[T, None]:
     context = copy_context()
-    source = _Source(iterable)
+    pin = shared = None
+    if same_thread:
+        shared = current_pin.get()
+        pin = new_pin() if shared is None or shared.closed else shared
+    own = pin is not None and pin is not shared
+    source = _Source(iterable, (limiter or default_limiter()) if own else None)
     items = source.items
-    pin = new_pin() if same_thread else None
     visit = None
     ahead = 1
     try:
@@ -110,20 +116,21 @@ async def _iterate(
                 )
                 close.result(await close.run(leaves=False))
         finally:
-            if pin is not None:
+            if pin is not None and own:
                 pin.release()
 
 
 class _Source(Generic[T]):
-    """The iterator. Its methods run in worker threads, one at a time.
+    """The iterator. `fetch` and `close` run in worker threads, one at a time.
 
+    :param hooks: called before the first step and after the last; None if others see to that.
     :ivar items: fetched, and not yet handed out.
     :ivar fetched: how many items the last visit has brought.
     :ivar hurried: whether the visit is to end with the item that is being fetched.
     :ivar ended: whether there is nothing more to fetch.
     """
 
-    def __init__(self, iterable: Iterable[T]) -> None:
+    def __init__(self, iterable: Iterable[T], hooks: ThreadLimiter | None) -> None:
         self.items: deque[T] = deque()
         self.fetched = 0
         self.hurried = False
@@ -131,6 +138,7 @@ class _Source(Generic[T]):
         self._iterable: Iterable[T] | None = iterable
         self._iterator: Iterator[T] | None = None
         self._error: BaseException | None = None
+        self._hooks = hooks
 
     def fetch(self, limit: int) -> None:
         """Fetch up to `limit` items, as far as they come fast."""
@@ -138,6 +146,8 @@ class _Source(Generic[T]):
         items = self.items
         self.hurried = False
         self.fetched = 0
+        if self._iterator is None and self._hooks is not None and self._hooks.before is not None:
+            self._hooks.before()
         try:
             if self._iterator is None:
                 assert self._iterable is not None
@@ -147,16 +157,22 @@ class _Source(Generic[T]):
                 try:
                     item = next(iterator)
                 except StopIteration:
-                    self.ended = True
+                    self._end()
                     break
                 items.append(item)
                 self.fetched += 1
                 if self.fetched >= limit or self.hurried or perf_counter_ns() >= deadline_ns:
                     break
         except BaseException as error:
-            self.ended = True
             # Without this frame, for which the error would be a cycle.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            if not self.ended:
+                self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        if self._hooks is not None and self._hooks.after is not None:
+            self._hooks.after()
 
     def settle(self, visit: Call, cancelled: BaseException | None) -> None:
         """Raise what has gone wrong with a `visit`; what the iterator has raised only if nobody will ask for it."""
@@ -178,11 +194,15 @@ class _Source(Generic[T]):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a generator that waits for its end."""
-        return not self.ended and isinstance(self._iterator, Generator)
+        """Whether there is a generator that waits for its end, or a hook."""
+        if self.ended or self._iterator is None:
+            return False
+        return self._hooks is not None or isinstance(self._iterator, Generator)
 
     def close(self) -> None:
         """Close the generator: its ``finally`` runs."""
-        assert isinstance(self._iterator, Generator)
-        self.ended = True
-        self._iterator.close()
+        try:
+            if isinstance(self._iterator, Generator):
+                self._iterator.close()
+        finally:
+            self._end()

@@ -104,8 +104,9 @@ class ThreadLimiter:
     """Limits how many calls run in worker threads at once; fair, and shared by any number of event loops.
 
     :param total_tokens: how many; may be changed while it is in use.
-    :param before: called in the worker thread before each call, enter, exit and step of an iterator.
-    :param after: called there after each, also when it raises. For Django, both are
+    :param before: called in the worker thread before each call, enter, exit, and visit to an iterator; where these need
+        the same thread (``same_thread=True``), once before the first of them.
+    :param after: called there after each, also when it raises, or after the last of them. For Django, both are
         `django.db.close_old_connections`. What a hook raises is raised to the caller; after a `before` that raises,
         the call does not take place.
     :raises ConfigurationValueError: `total_tokens` is not a whole number from 1 on.

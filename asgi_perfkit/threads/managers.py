@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.call import Pin, holding
+from asgi_perfkit.threads.call import Pin, current_pin, holding
 from asgi_perfkit.threads.hop import check_choices, new_call, new_pin
-from asgi_perfkit.threads.limiter import ENTER, EXIT, ThreadLimiter
+from asgi_perfkit.threads.limiter import ENTER, EXIT, ThreadLimiter, default_limiter
 
 __all__ = ["contextmanager_in_threadpool"]
 
@@ -35,8 +35,10 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
 
     :param cm: the manager.
     :param limiter: who decides when; :func:`default_limiter` if None.
-    :param same_thread: run the exit in the thread of the enter (:mod:`sqlite3`, :class:`threading.RLock`). The thread
-        waits for it and does nothing else, without a token: there is one for each manager that is open.
+    :param same_thread: run the exit in the thread of the enter, and in the body whatever is to run there, too
+        (:mod:`sqlite3`, :class:`threading.RLock`): ``run_in_threadpool(..., same_thread=True)``, and likewise
+        :func:`iterate_in_threadpool`. The thread does nothing else meanwhile, and takes no token: there is one for
+        each manager that is open. The limiter's hooks are called before the enter and after the exit.
     :param thread_sensitive: run both where Django's synchronous code of this request runs; see
         :func:`run_in_threadpool`.
     :raises ConfigurationTypeError: `cm` is no context manager.
@@ -79,8 +81,8 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
             enter = new_call(
                 context,
                 ENTER,
-                type(self._cm).__enter__,
-                (self._cm,),
+                _enter if self._pin is None else _enter_pinned,
+                (self._cm,) if self._pin is None else (self._cm, self._hooks()),
                 limiter=self._limiter,
                 pin=self._pin,
                 thread_sensitive=self._thread_sensitive,
@@ -99,6 +101,8 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
             if not entered and self._pin is not None:
                 self._pin.release()
         self._undo = [holding.set(True), *_adopt(context)]
+        if self._pin is not None:
+            self._undo.append(current_pin.set(self._pin))
         value: T = enter.value
         return value
 
@@ -125,11 +129,13 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
 
         :raises: what the exit raised, or else the cancellation that came meanwhile.
         """
+        if self._pin is not None:
+            self._pin.closed = True
         call = new_call(
             self._context,
             EXIT,
-            _leave,
-            (self._cm, error),
+            _leave if self._pin is None else _leave_pinned,
+            (self._cm, error) if self._pin is None else (self._cm, error, self._hooks()),
             limiter=self._limiter,
             pin=self._pin,
             thread_sensitive=self._thread_sensitive,
@@ -142,6 +148,34 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
             return suppressed
         finally:
             cancelled = error = None
+
+    def _hooks(self) -> ThreadLimiter:
+        return self._limiter or default_limiter()
+
+
+def _enter(cm: AbstractContextManager[T, Any]) -> T:
+    return type(cm).__enter__(cm)
+
+
+def _enter_pinned(cm: AbstractContextManager[T, Any], hooks: ThreadLimiter) -> T:
+    if hooks.before is not None:
+        hooks.before()
+    try:
+        return type(cm).__enter__(cm)
+    except BaseException:
+        if hooks.after is not None:
+            hooks.after()
+        raise
+
+
+def _leave_pinned(
+    cm: AbstractContextManager[Any, Any], error: BaseException | None, hooks: ThreadLimiter
+) -> bool:
+    try:
+        return _leave(cm, error)
+    finally:
+        if hooks.after is not None:
+            hooks.after()
 
 
 def _leave(cm: AbstractContextManager[Any, Any], error: BaseException | None) -> bool:

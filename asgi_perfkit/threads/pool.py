@@ -40,6 +40,7 @@ class WorkerPin(Pin):
     __slots__ = ("worker",)
 
     def __init__(self) -> None:
+        super().__init__()
         self.worker: Worker | None = None
 
     def release(self) -> None:
@@ -184,6 +185,11 @@ class Pool:
             if worker.coming:
                 worker.coming = False
                 self.coming -= 1
+            if worker.pinned:
+                if worker.given:
+                    return worker.given.popleft()
+                worker.rests = True
+                return None
             if self.ready:
                 call = self.ready.popleft()
                 if self.ready and self.idle:
@@ -255,6 +261,8 @@ class Worker(Thread):
     :ivar coming: whether it was woken and has not come for a call yet.
     :ivar dismissed: whether it ends when it is woken.
     :ivar pinned: whether it belongs to whoever holds its pin, and runs what it is given and nothing else.
+    :ivar given: that, in the order it came.
+    :ivar rests: whether it is pinned and sleeps.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -263,21 +271,25 @@ class Worker(Thread):
         self.dismissed = False
         self.pinned = False
         self._pool = pool
-        self._given: PooledCall | None = None
+        self.given: deque[PooledCall] = deque()
+        self.rests = False
         self._alarm = allocate_lock()  # held by the worker; releasing it wakes it
         self._alarm.acquire()
         self.wake = self._alarm.release
 
     def give(self, call: PooledCall) -> None:
         """Run a `call` for who holds the pin."""
-        self._given = call
-        self.wake()
+        with self._pool.lock:
+            self.given.append(call)
+            if self.rests:
+                self.rests = False
+                self.wake()
 
     def unpin(self) -> None:
         """Be there for all again; it sleeps."""
         pool = self._pool
         with pool.lock:
-            self.pinned = False
+            self.pinned = self.rests = False
             pool.size += 1
             pool.idle.append(self)
             if pool.closing:
@@ -292,9 +304,7 @@ class Worker(Thread):
     def run(self) -> None:
         pool = self._pool
         while True:
-            call, self._given = self._given, None
-            if call is None and not self.pinned:
-                call = pool.next_call(self)
+            call = pool.next_call(self)
             while call is not None:
                 call = self._carry_out(call)
             while not self.dismissed and not self._alarm.acquire(timeout=IDLE_SECONDS):
@@ -307,7 +317,6 @@ class Worker(Thread):
         """Run a `call`; returns the next one, if there is one for this worker."""
         call.execute()
         pool = self._pool
-        following = None
         with pool.lock:
             if not self.pinned:
                 pool.active -= 1
@@ -317,8 +326,7 @@ class Worker(Thread):
                     pool.size -= 1
             # The token is given back only when a worker is ready for who takes it, and the caller told only after that:
             # so there are never more workers than tokens.
-            if not self.pinned:
-                following = pool.next_call(self)
+            following = pool.next_call(self)
             successor = call.limiter._release(call.kind)
         pool.post(call)
         if successor is not None:

@@ -36,6 +36,7 @@ class TrioPin(Pin):
     __slots__ = ("_calls",)
 
     def __init__(self) -> None:
+        super().__init__()
         self._calls: SimpleQueue[TrioCall | None] | None = None
 
     def give(self, call: TrioCall) -> None:
