@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any
@@ -13,7 +14,7 @@ from asgi_perfkit.threads.call import Call, Pin, current_pin
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 from asgi_perfkit.threads.pool import PooledCall, WorkerPin
 
-__all__ = ["check_choices", "new_call", "new_pin", "open_pin"]
+__all__ = ["check_choices", "checkpoint", "new_call", "new_pin", "open_pin"]
 
 _NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -78,6 +79,14 @@ def open_pin() -> Pin:
             "and there is none around here, or it has been exited."
         )
     return pin
+
+
+async def checkpoint() -> None:
+    """Let the loop have its turn."""
+    if asyncio._get_running_loop() is not None:
+        await asyncio.sleep(0)
+    else:
+        await sys.modules["trio"].lowlevel.checkpoint()
 
 
 def _need_trio() -> None:

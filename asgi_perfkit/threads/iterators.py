@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator
 from contextvars import copy_context
 from time import perf_counter_ns
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.call import Call, current_pin
-from asgi_perfkit.threads.hop import check_choices, new_call, new_pin
+from asgi_perfkit.threads.call import Call, Pin, current_pin
+from asgi_perfkit.threads.hop import check_choices, checkpoint, new_call, new_pin
 from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter, default_limiter
 
 __all__ = ["iterate_in_threadpool"]
@@ -25,6 +25,8 @@ _MAX_AHEAD: Final = 64
 _VISIT_NS: Final = 500_000
 # After this long what has been fetched is handed out although the thread has not come back.
 _PATIENCE_SECONDS: Final = 0.001
+# Handing out what has been fetched gives the loop a turn after this long, should the consumer not do so.
+_TURN_NS: Final = 500_000
 
 
 def iterate_in_threadpool(
@@ -72,8 +74,11 @@ async def _iterate(
         shared = current_pin.get()
         pin = new_pin() if shared is None or shared.closed else shared
     own = pin is not None and pin is not shared
-    source = _Source(iterable, (limiter or default_limiter()) if own else None)
+    source = _Source(iterable, pin, (limiter or default_limiter()) if own else None)
     items = source.items
+    # Should the task be forgotten, a garbage collection closes the asynchronous generator, which closes the iterator in
+    # its thread. It would take the iterator along, in whatever thread it runs in, were that not held here.
+    _open.add(source)
     visit = None
     ahead = 1
     try:
@@ -88,17 +93,25 @@ async def _iterate(
                 thread_sensitive=thread_sensitive,
             )
             visit.begin()
-            if ahead > 1:
-                source.settle(visit, await visit.wait_a_moment(_PATIENCE_SECONDS))
+            patient = ahead > 1
+            while True:
+                source.settle(
+                    visit,
+                    await (visit.wait_a_moment(_PATIENCE_SECONDS) if patient else visit.wait()),
+                )
                 if not visit.over:
                     source.hurried = True
-                    while items:
-                        yield items.popleft()
-            source.settle(visit, await visit.wait())
+                    patient = False
+                turn_ns = perf_counter_ns() + _TURN_NS
+                while items:
+                    yield items.popleft()
+                    if items and perf_counter_ns() >= turn_ns:
+                        await checkpoint()
+                        turn_ns = perf_counter_ns() + _TURN_NS
+                if visit.over:
+                    break
             # Twice as many, as long as they come so fast that time is not what ends the visit.
             ahead = min(2 * ahead, _MAX_AHEAD) if source.fetched == ahead else source.fetched or 1
-            while items:
-                yield items.popleft()
         source.raise_error()
     finally:
         try:
@@ -116,6 +129,7 @@ async def _iterate(
                 )
                 close.result(await close.run(leaves=False))
         finally:
+            _open.discard(source)
             if pin is not None and own:
                 pin.release()
 
@@ -123,6 +137,7 @@ async def _iterate(
 class _Source(Generic[T]):
     """The iterator. `fetch` and `close` run in worker threads, one at a time.
 
+    :param pin: of its thread, held here for as long as the iterator is open.
     :param hooks: called before the first step and after the last; None if others see to that.
     :ivar items: fetched, and not yet handed out.
     :ivar fetched: how many items the last visit has brought.
@@ -130,7 +145,7 @@ class _Source(Generic[T]):
     :ivar ended: whether there is nothing more to fetch.
     """
 
-    def __init__(self, iterable: Iterable[T], hooks: ThreadLimiter | None) -> None:
+    def __init__(self, iterable: Iterable[T], pin: Pin | None, hooks: ThreadLimiter | None) -> None:
         self.items: deque[T] = deque()
         self.fetched = 0
         self.hurried = False
@@ -139,6 +154,7 @@ class _Source(Generic[T]):
         self._iterator: Iterator[T] | None = None
         self._error: BaseException | None = None
         self._hooks = hooks
+        self._pin = pin
 
     def fetch(self, limit: int) -> None:
         """Fetch up to `limit` items, as far as they come fast."""
@@ -206,3 +222,6 @@ class _Source(Generic[T]):
                 self._iterator.close()
         finally:
             self._end()
+
+
+_open: set[_Source[Any]] = set()

@@ -112,7 +112,18 @@ class Pool:
         self.start_anew()
         # Loops close their asynchronous generators before they close: the only word of it that there is.
         self._keeper = self._keep()
-        first: Any = self._keeper.__anext__()
+        if getattr(
+            loop, "_asyncgens_shutdown_called", False
+        ):  # they are closed already; uvloop does not tell
+            self.closing = True
+            return
+        try:
+            first: Any = self._keeper.__anext__()
+        except (
+            ResourceWarning
+        ):  # as an error; elsewhere the workers end when they have been idle for long
+            self.closing = True
+            return
         with contextlib.suppress(StopIteration):
             first.send(None)
 
@@ -188,8 +199,11 @@ class Pool:
             if worker.pinned:
                 if worker.given:
                     return worker.given.popleft()
-                worker.rests = True
-                return None
+                if worker.kept:
+                    worker.rests = True
+                    return None
+                worker.pinned = False
+                self.size += 1
             if self.ready:
                 call = self.ready.popleft()
                 if self.ready and self.idle:
@@ -261,6 +275,7 @@ class Worker(Thread):
     :ivar coming: whether it was woken and has not come for a call yet.
     :ivar dismissed: whether it ends when it is woken.
     :ivar pinned: whether it belongs to whoever holds its pin, and runs what it is given and nothing else.
+    :ivar kept: whether it is to stay so.
     :ivar given: that, in the order it came.
     :ivar rests: whether it is pinned and sleeps.
     """
@@ -271,6 +286,7 @@ class Worker(Thread):
         self.dismissed = False
         self.pinned = False
         self._pool = pool
+        self.kept = False
         self.given: deque[PooledCall] = deque()
         self.rests = False
         self._alarm = allocate_lock()  # held by the worker; releasing it wakes it
@@ -286,20 +302,19 @@ class Worker(Thread):
                 self.wake()
 
     def unpin(self) -> None:
-        """Be there for all again; it sleeps."""
-        pool = self._pool
-        with pool.lock:
-            self.pinned = self.rests = False
-            pool.size += 1
-            pool.idle.append(self)
-            if pool.closing:
-                pool.dismiss_idle()
+        """Be there for all again."""
+        with self._pool.lock:
+            self.kept = False
+            if self.rests:
+                self.rests = False
+                self.wake()
 
     def unpin_later(self) -> None:
         """The same, from a place where no lock may be taken."""
         if not self._pool.tell(self.unpin):
             self.dismissed = True
-            self.wake()
+            if self.rests:
+                self.wake()
 
     def run(self) -> None:
         pool = self._pool
@@ -322,7 +337,7 @@ class Worker(Thread):
                 pool.active -= 1
                 if call.pin is not None:
                     call.pin.worker = self
-                    self.pinned = True
+                    self.pinned = self.kept = True
                     pool.size -= 1
             # The token is given back only when a worker is ready for who takes it, and the caller told only after that:
             # so there are never more workers than tokens.
