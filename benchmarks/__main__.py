@@ -21,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A topic is a module of this package with `run(settings) -> Iterator[Table]`; the first line of its
 # docstring says what it measures. To add one, write the module and name it here.
-TOPICS = ("cost", "memory", "stats", "throughput", "import_time")
+TOPICS = ("cost", "memory", "stats", "threads", "throughput", "import_time")
 
 # What the results depend on and what they are compared with. Absent ones are left out.
 DISTRIBUTIONS = (
+    "anyio",
     "asgi-prometheus",
     "asgiref",
+    "fastapi",
     "Hypercorn",
     "opentelemetry-instrumentation-asgi",
     "opentelemetry-sdk",
@@ -37,6 +39,7 @@ DISTRIBUTIONS = (
     "starlette",
     "starlette-exporter",
     "timing-asgi",
+    "trio",
     "uvloop",
 )
 

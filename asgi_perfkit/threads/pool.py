@@ -191,30 +191,26 @@ class Pool:
             done.popleft().finish()
 
     def next_call(self, worker: Worker) -> PooledCall | None:
-        """A call for a `worker` that has nothing to do; it lies down if there is none."""
-        with self.lock:
-            if worker.coming:
-                worker.coming = False
-                self.coming -= 1
-            if worker.pinned:
-                if worker.given:
-                    return worker.given.popleft()
-                if worker.kept:
-                    worker.rests = True
-                    return None
-                worker.pinned = False
-                self.size += 1
-            if self.ready:
-                call = self.ready.popleft()
-                if self.ready and self.idle:
-                    self._wake_another()
-                return call
-            if self.closing:
-                worker.dismissed = True
-                self.size -= 1
-            else:
-                self.idle.append(worker)
-            return None
+        """A call for a `worker` that has nothing to do; it lies down if there is none. Called with the lock held."""
+        if worker.pinned:
+            if worker.given:
+                return worker.given.popleft()
+            if worker.kept:
+                worker.rests = True
+                return None
+            worker.pinned = False
+            self.size += 1
+        if self.ready:
+            call = self.ready.popleft()
+            if self.ready and self.idle:
+                self._wake_another()
+            return call
+        if self.closing:
+            worker.dismissed = True
+            self.size -= 1
+        else:
+            self.idle.append(worker)
+        return None
 
     def _wake_another(self) -> None:
         if self.coming < _MAX_COMING:
@@ -319,7 +315,11 @@ class Worker(Thread):
     def run(self) -> None:
         pool = self._pool
         while True:
-            call = pool.next_call(self)
+            with pool.lock:
+                if self.coming:
+                    self.coming = False
+                    pool.coming -= 1
+                call = pool.next_call(self)
             while call is not None:
                 call = self._carry_out(call)
             while not self.dismissed and not self._alarm.acquire(timeout=IDLE_SECONDS):

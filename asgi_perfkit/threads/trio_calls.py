@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from asgi_perfkit.steps.loop import on_trio
 from asgi_perfkit.threads.call import Call, Pin
 from asgi_perfkit.threads.limiter import MAY_STALL, STALL_SECONDS, ThreadLimiter
 
@@ -83,19 +84,25 @@ class TrioCall(Call):
         self._ended = trio.Event()
 
     async def run(self, *, leaves: bool = True) -> None:
-        with trio.CancelScope(shield=not leaves):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            await self._acquire()
-            if self.pin is not None:
-                self.pin.give(self)
-                with trio.CancelScope(shield=True):
-                    await self._ended.wait()
-                return
-            try:
-                # trio waits for the thread even if the task is cancelled; that shows at its next checkpoint.
-                await trio.to_thread.run_sync(self.execute, limiter=_no_limit)
-            finally:
-                self._give_back()
+        if leaves:
+            await self._run()
+        else:
+            with trio.CancelScope(shield=True):
+                await self._run()
+
+    async def _run(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._acquire()
+        if self.pin is not None:
+            self.pin.give(self)
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
+            return
+        try:
+            # trio waits for the thread even if the task is cancelled; that shows at its next checkpoint.
+            await trio.to_thread.run_sync(self.execute, limiter=_no_limit)
+        finally:
+            self._give_back()
 
     async def _acquire(self) -> None:
         limiter = self.limiter
@@ -123,8 +130,12 @@ class TrioCall(Call):
             self._start_apart()
 
     def proceed(self) -> None:
+        go_on = self._start_apart if self._apart else self._granted.set
+        if on_trio() and trio.lowlevel.current_trio_token() is self._token:
+            go_on()
+            return
         try:
-            self._token.run_sync_soon(self._start_apart if self._apart else self._granted.set)
+            self._token.run_sync_soon(go_on)
         except trio.RunFinishedError:
             self._give_back()
 
