@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NoReturn
 
 from asgi_perfkit.steps import current_account
 from asgi_perfkit.threads.limiter import CALL, ENTER, INNER_CALL, INNER_ENTER, Hook
 
-__all__ = ["Call", "Pin", "current_pin", "holding"]
+__all__ = ["Call", "Pin", "current_pin", "holding", "reraise"]
 
 holding: ContextVar[bool] = ContextVar("asgi_perfkit.threads.holding", default=False)
 """Whether the running code is inside of a manager, and so may hold what others wait for."""
@@ -134,7 +134,7 @@ class Call(ABC):
             else:
                 self.value = self._context.run(self._between, limiter.before, limiter.after)
         except BaseException as error:
-            # Without this frame, which holds the call and so the error itself: no cycle for the garbage collector.
+            # Without this frame, which is not where it comes from.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         if account is not None:
             ended_ns = perf_counter_ns()
@@ -160,9 +160,41 @@ class Call(ABC):
             if error is not None:
                 if cancelled is not None and error.__context__ is None:
                     error.__context__ = cancelled
-                raise error
+                reraise(error)
             if cancelled is not None:
                 raise cancelled
         finally:
             del error, cancelled
         return self.value
+
+
+def reraise(error: BaseException) -> NoReturn:
+    """Raise an `error` that was raised in a thread, with what it has as its context there.
+
+    Raising it here puts what is being handled here in that place. Where the function would have been called without a
+    thread, that would have come behind it.
+    """
+    context = error.__context__
+    try:
+        raise error
+    except BaseException:
+        handled = error.__context__
+        if context is not None and handled is not context:
+            error.__context__ = context
+            _append_context(error, handled)
+        raise
+    finally:
+        del error, context  # the exceptions may hold this frame
+
+
+def _append_context(error: BaseException, handled: BaseException | None) -> None:
+    """Put `handled` at the end of the chain of contexts of `error`, unless that would close a circle."""
+    chain = [error]
+    while (context := chain[-1].__context__) is not None and context not in chain:
+        chain.append(context)
+    behind = handled
+    while behind is not None:
+        if behind in chain:
+            return
+        behind = behind.__context__
+    chain[-1].__context__ = handled

@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.call import Call, Pin, current_pin
+from asgi_perfkit.threads.call import Call, Pin, current_pin, reraise
 from asgi_perfkit.threads.hop import check_choices, checkpoint, new_call, new_pin
 from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter, default_limiter
 
@@ -92,6 +92,7 @@ async def _iterate(
                 pin=pin,
                 thread_sensitive=thread_sensitive,
             )
+            source.hurried = False
             visit.begin()
             patient = ahead > 1
             while True:
@@ -160,7 +161,6 @@ class _Source(Generic[T]):
         """Fetch up to `limit` items, as far as they come fast."""
         deadline_ns = perf_counter_ns() + _VISIT_NS
         items = self.items
-        self.hurried = False
         self.fetched = 0
         if self._iterator is None and self._hooks is not None and self._hooks.before is not None:
             self._hooks.before()
@@ -204,7 +204,7 @@ class _Source(Generic[T]):
         error, self._error = self._error, None
         try:
             if error is not None:
-                raise error
+                reraise(error)
         finally:
             del error
 

@@ -6,10 +6,11 @@ The rules, made so that nobody who holds something waits for somebody who waits 
   queues, first come, first served.
 * An `__enter__` may wait, in its thread, for what others hold (a connection of a pool). So a call by whoever is inside
   a manager does not queue behind managers that are being entered: it finds a token taken only where another call runs.
+  Nor does an `__enter__` inside a manager queue behind those that are inside of none.
 * An `__exit__` gives back what others wait for. Exits have as many tokens of their own.
 * An `__exit__` may still wait for another `__exit__` (for a row that is locked until that commits), and an `__enter__`
-  inside a manager for another `__enter__`. Where such a one queues and no token is given back for a while, there is no
-  telling who waits for whom, and it is let in beyond the limit, one at a time.
+  inside a manager for another such `__enter__`. Where such a one queues and no token is given back for a while, there
+  is no telling who waits for whom, and it is let in beyond the limit, one at a time.
 
 A token that is given back goes to the next in the queue in one step: it is never free in between.
 """
@@ -118,6 +119,7 @@ class ThreadLimiter:
         "_borrowed",
         "_entering",
         "_exiting",
+        "_inner_entering",
         "_lock",
         "_moves",
         "_queues",
@@ -149,6 +151,7 @@ class ThreadLimiter:
         self._lock = RLock()
         self._borrowed = 0  # calls and enters that run
         self._entering = 0  # the enters among them
+        self._inner_entering = 0  # those of them that are inside of a manager
         self._exiting = 0
         self._moves = 0  # how often a token was given back, or someone was let in beyond the limit
         self._queues: tuple[OrderedDict[Waiter, None], ...] = tuple(OrderedDict() for _ in range(4))
@@ -228,6 +231,7 @@ class ThreadLimiter:
                 self._borrowed -= 1
                 if kind in (ENTER, INNER_ENTER):
                     self._entering -= 1
+                    self._inner_entering -= kind == INNER_ENTER
             return self._next() if self._waiting else None
 
     def _rescue(self, waiter: Waiter, moves: int) -> int | None:
@@ -264,6 +268,8 @@ class ThreadLimiter:
             return self._exiting < self._total
         if queue == _INNER_CALLS:
             return self._borrowed - self._entering < self._total
+        if queue == _INNER_ENTERS:
+            return self._borrowed - self._entering + self._inner_entering < self._total
         return self._borrowed < self._total
 
     def _take(self, kind: int) -> None:
@@ -273,6 +279,7 @@ class ThreadLimiter:
             self._borrowed += 1
             if kind in (ENTER, INNER_ENTER):
                 self._entering += 1
+                self._inner_entering += kind == INNER_ENTER
 
 
 def _checked_total(total_tokens: object) -> int:

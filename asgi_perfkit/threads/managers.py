@@ -41,6 +41,8 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
         each manager that is open. The limiter's hooks are called before the enter and after the exit.
     :param thread_sensitive: run both where Django's synchronous code of this request runs; see
         :func:`run_in_threadpool`.
+    One object is for one ``async with`` at a time.
+
     :raises ConfigurationTypeError: `cm` is no context manager.
     """
 
@@ -69,10 +71,16 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
         self._limiter = limiter
         self._thread_sensitive = thread_sensitive
         self._pin: Pin | None = None
+        self._is_open = False
         self._context: Context
         self._undo: list[Token[Any]]
 
     async def __aenter__(self) -> T:
+        if self._is_open:
+            raise RuntimeError(
+                f"contextmanager_in_threadpool({self._cm!r}) is open already: make one for each `async with`."
+            )
+        self._is_open = True
         context = self._context = copy_context()
         if self._same_thread:
             self._pin = new_pin()
@@ -98,8 +106,8 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
                     del cancelled  # its traceback holds this frame
             entered = True
         finally:
-            if not entered and self._pin is not None:
-                self._pin.release()
+            if not entered:
+                self._close()
         self._undo = [holding.set(True), *_adopt(context)]
         if self._pin is not None:
             self._undo.append(current_pin.set(self._pin))
@@ -118,8 +126,7 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
         try:
             return await self._exit(error)
         finally:
-            if self._pin is not None:
-                self._pin.release()
+            self._close()
             for token in reversed(self._undo):
                 _undo(token)
             del error
@@ -148,6 +155,11 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
             return suppressed
         finally:
             cancelled = error = None
+
+    def _close(self) -> None:
+        self._is_open = False
+        if self._pin is not None:
+            self._pin.release()
 
     def _hooks(self) -> ThreadLimiter:
         return self._limiter or default_limiter()

@@ -135,6 +135,7 @@ class Pool:
         self.idle: list[Worker] = []
         self.threads: set[Worker] = set()
         self.closing = False
+        self._ended: list[Worker] = []  # some of these may have their last step to make still
         self._done: deque[PooledCall] = deque()
         self._told = False  # whether the loop is about to look at what is done
         self._fewer: asyncio.Future[None] | None = None
@@ -158,6 +159,7 @@ class Pool:
             self.size += 1
             worker = Worker(self)
             self.threads.add(worker)
+            self._ended = [ended for ended in self._ended if ended.is_alive()]
         try:
             worker.start()
         except RuntimeError:
@@ -239,7 +241,9 @@ class Pool:
 
     def note_end(self, worker: Worker) -> None:
         """A worker ends; runs in its thread."""
-        self.threads.discard(worker)
+        with self.lock:
+            self.threads.discard(worker)
+            self._ended.append(worker)
         if self.closing:
             self.tell(self._note_fewer)
 
@@ -252,15 +256,16 @@ class Pool:
             yield
         finally:
             # Other asynchronous generators are being closed, too, and may have calls to make still.
-            self.closing = True
-            self.dismiss_idle()
-            ending = set(self.threads)
-            while any(not worker.pinned for worker in list(self.threads)):
+            with self.lock:
+                ending = {*self.threads, *self._ended}
+                self.closing = True
+                self.dismiss_idle()
+            while any(not worker.kept for worker in list(self.threads)):
                 ending |= self.threads
                 self._fewer = self._loop.create_future()
                 await self._fewer
             for worker in ending:
-                if not worker.pinned:
+                if not worker.kept:
                     worker.join()
             # The pool stays: who makes a call still, before the loop is closed, gets a worker that ends after it.
 

@@ -168,10 +168,11 @@ class TrioCall(Call):
             try:
                 await self._ended.wait()
             except BaseException:
-                if not self.withdraw():
-                    with trio.CancelScope(shield=True):
-                        await self._ended.wait()
-                raise
+                if self.withdraw():
+                    raise
+                # As after any thread on trio, the cancellation shows at the next checkpoint.
+                with trio.CancelScope(shield=True):
+                    await self._ended.wait()
 
     async def wait_a_moment(self, seconds: float) -> None:
         with trio.move_on_after(seconds):
