@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.steps import DONE
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["PerfKit"]
@@ -36,12 +37,14 @@ class PerfKit:
         self._stack = _wrap(self.app, PerformanceMiddleware, "performance", performance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._stack(scope, receive, send)
+        rest = self._stack(scope, receive, send)
+        if rest is not DONE:
+            await rest
 
 
 def _wrap(
     app: ASGIApp,
-    middleware: Callable[..., ASGIApp],
+    middleware: type[PerformanceMiddleware],
     argument: str,
     wanted: bool | Mapping[str, Any],
 ) -> ASGIApp:
@@ -60,4 +63,4 @@ def _wrap(
     for option in options:
         if option not in known:
             raise ConfigurationTypeError.unknown_option(f"PerfKit({argument}=...)", option, known)
-    return middleware(app, **options)
+    return middleware(app, **options).serve

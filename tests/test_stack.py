@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import inspect
+import sys
+import tracemalloc
 from typing import Any
 
 import pytest
+from asgiref.compatibility import is_double_callable
 
 from asgi_perfkit import (
     ConfigurationError,
@@ -120,6 +126,44 @@ def test_an_object_with_call_is_an_app(run: Any) -> None:
 
     assert run(request, PerfKit(App()), "GET", "/")["status"] == 200
     reset_performance_stats()
+
+
+@pytest.mark.parametrize("performance", [True, False])
+def test_it_is_known_as_an_app_of_asgi_3(performance: bool) -> None:
+    """Servers and frameworks look whether `__call__` is a coroutine function: uvicorn, hypercorn, asgiref."""
+    kit = PerfKit(ok_app, performance=performance)
+    assert inspect.iscoroutinefunction(kit.__call__)
+    assert not is_double_callable(kit)
+    assert list(inspect.signature(kit).parameters) == ["scope", "receive", "send"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="frames of Python 3.10 are twice as large")
+def test_a_request_that_waits_keeps_little() -> None:
+    """While the app waits, the kit keeps no more than a kilobyte for a request."""
+
+    async def kept(app: Any) -> float:
+        gate = asyncio.Event()
+        scopes = [http_scope(gate=gate) for _ in range(200)]
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        tasks = [asyncio.ensure_future(app(scope, None, None)) for scope in scopes]
+        await asyncio.sleep(0)
+        gc.collect()
+        after = tracemalloc.get_traced_memory()[0]
+        gate.set()
+        await asyncio.gather(*tasks)
+        return (after - before) / len(scopes)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await scope["gate"].wait()
+
+    kit = PerfKit(app, performance={"registry": Registry()})
+    tracemalloc.start(1)
+    try:
+        asyncio.run(kept(kit))  # what is made once is there
+        assert asyncio.run(kept(kit)) - asyncio.run(kept(app)) <= 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_app_can_be_reached() -> None:

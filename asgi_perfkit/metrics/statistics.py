@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from asgi_perfkit.exceptions import ConfigurationValueError
 from asgi_perfkit.metrics.catalogue import scale_of
-from asgi_perfkit.metrics.histogram import Snapshot, merge
+from asgi_perfkit.metrics.histogram import EMPTY, Snapshot, merge
 from asgi_perfkit.metrics.registry import Registry, Series, default_registry
 from asgi_perfkit.steps import on_event_loop
 
@@ -15,7 +15,7 @@ __all__ = ["get_performance_stats", "reset_performance_stats", "summarize"]
 
 Stats = dict[str, dict[str, float]]
 
-_PART = 25
+_PART = 10  # series that are merged while the lock is held: for less than a millisecond
 _QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -101,23 +101,22 @@ def _by_endpoint(registry: Registry) -> dict[str, Stats]:
 
 def _overall(registry: Registry) -> Stats:
     rows = registry.series()
-    by_metric: dict[str, list[Snapshot]] = {}
+    merged: dict[str, Snapshot] = {}
     breath = _Breath()
-    for number, series in enumerate(rows, 1):
+    for start in range(0, len(rows), _PART):
         with registry.lock:
-            for metric, histogram in list(series.histograms.items()):
-                if histogram.least is not None:
-                    by_metric.setdefault(metric, []).append(histogram.snapshot())
-        # Merging is associative: in parts there is never much to hold, nor much for the garbage collector to look at.
-        if number % _PART == 0:
-            for snapshots in by_metric.values():
-                snapshots[:] = [merge(snapshots)]
-                breath.take()
+            by_metric: dict[str, list[Snapshot]] = {}
+            for series in rows[start : start + _PART]:
+                for metric, histogram in list(series.histograms.items()):
+                    by_metric.setdefault(metric, []).append(histogram)
+            for metric, histograms in by_metric.items():
+                merged[metric] = merge([merged.get(metric, EMPTY), *histograms])
         breath.take()
     stats = {}
-    for metric, snapshots in by_metric.items():
-        stats[metric] = summarize(merge(snapshots), scale_of(metric))
-        breath.take()
+    for metric, values in merged.items():
+        if values.least is not None:
+            stats[metric] = summarize(values, scale_of(metric))
+            breath.take()
     with registry.lock:
         _add_counts(stats, rows)
     return stats

@@ -20,17 +20,23 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from contextvars import Token
 from threading import RLock
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, ClassVar
 
 from asgi_perfkit.metrics.histogram import Histogram, Snapshot
 from asgi_perfkit.metrics.registry import condense
-from asgi_perfkit.steps import Account, current_account
+from asgi_perfkit.steps import Account, DrivenAccount, LateObserver, Owner, current_account
 from asgi_perfkit.types import Message, Receive, Scope, Send
 
-__all__ = ["Exchange", "HTTPExchange", "WebSocketExchange", "exchange_of", "restore"]
+__all__ = ["Exchange", "HTTPExchange", "WebSocketExchange", "exchange_of"]
+
+# How far a response, or a connection, has come. Where trailers are announced, the last message is theirs.
+_TRAILED = -1  # trailers are announced
+_OPEN = 0
+_ENDING = 1  # its last message is on the way to the server
+_TOLD = 2  # and the server has told of the end since
+_COMPLETE = 3  # the server has taken the last message
 
 _condensing = RLock()  # observations may come from several threads of a request
 # Stands in for the scope of an exchange that is over: a task that outlives its request holds the exchange.
@@ -39,42 +45,36 @@ _NO_SCOPE: Scope = {}
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError)
 
 
-class Exchange(Account):
+class Exchange(DrivenAccount):
     """What is known about one request or connection so far. Times are nanoseconds on the monotonic clock.
 
     :ivar started_ns: when the app was called.
+    :ivar memory: the resident memory when the app was called, in bytes; None if it was not read.
     :ivar path: as it was then: routers rewrite the scope's.
     :ivar processing_ns: from the call of the app to `http.response.start`; None before.
     :ivar response_ns: from the call until the server took the last body message; None before.
     :ivar receive_ns: awaiting the request's body; None if the app never asked for it.
     :ivar send_ns: awaiting `send`; None if the app has sent nothing.
     :ivar status: of the response or of the handshake; None before.
-    :ivar complete: whether all has been said: the last body message taken by the server, and the trailers if there
-        are to be any; of a connection, whether one side has closed it.
-    :ivar disconnected: whether the client left before that.
+    :ivar disconnected: whether the client left before all had been said: the last body message taken by the server,
+        and the trailers if there were to be any; of a connection, before one side had closed it.
     :ivar request_bytes: body bytes received.
     :ivar response_bytes: body bytes sent.
-    :ivar messages_in: `websocket.receive` messages.
-    :ivar messages_out: `websocket.send` messages.
     :ivar condensed: what :meth:`condense` has made of observations, by metric; None as a rule.
     :ivar malformed: messages that the kit could not read.
     :ivar decorate_start: makes the `http.response.start` message that is sent of the one that the app sent.
     """
 
     __slots__ = (
-        "_ending",
-        "_over",
         "_receive",
         "_send",
-        "_trailers",
+        "_stage",
         "_uploaded",
-        "complete",
         "condensed",
         "decorate_start",
         "disconnected",
         "malformed",
-        "messages_in",
-        "messages_out",
+        "memory",
         "path",
         "processing_ns",
         "receive_ns",
@@ -83,19 +83,26 @@ class Exchange(Account):
         "response_ns",
         "scope",
         "send_ns",
-        "started_ns",
         "status",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    metrics: ClassVar[tuple[str, ...]]
+    """The names of the :meth:`figures`."""
+
+    def __init__(
+        self, owner: Owner, parent: Account | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self.started_ns = perf_counter_ns()
         # Account's fields, set here: a call of its constructor costs as much as a third of all this.
         self.loop_ns = self.longest_ns = 0
         self.stepping = self.closed = False
         self.observers = ()
-        self.parent = self.endpoint = self.late = None
-        self.observations = []
+        self.first = None
+        self.parent = parent
+        self.endpoint = self.late = self.observations = None
         self.condensed: dict[str, Histogram] | None = None
+        self.owner = owner
+        self.memory: int | None = None
         self.scope = scope
         self.path: object = scope.get("path", "")  # a string, if the server is right
         self._receive = receive
@@ -105,26 +112,37 @@ class Exchange(Account):
         self.receive_ns: int | None = None
         self.send_ns: int | None = None
         self.request_bytes = self.response_bytes = 0
-        self.messages_in = self.messages_out = 0
         self.malformed = 0
         self.status: int | None = None
-        self.complete = self.disconnected = False
+        self._stage = _OPEN
+        self.disconnected = False
         self.decorate_start: Callable[[Exchange, Message], Message] | None = None
-        # Whether the request's body is in, trailers are announced, the last message is on its way, and the server has
-        # told of the end since.
-        self._uploaded = self._trailers = self._ending = self._over = False
+        self._uploaded = False  # whether the request's body is in
 
-    async def receive(self) -> Message:
+    async def receive_message(self) -> Message:
         """Pass on what comes from the client; the `receive` for the app."""
         raise NotImplementedError
 
-    async def send(self, message: Message) -> None:
+    async def send_message(self, message: Message) -> None:
         """Pass on what the app says; the `send` for the app."""
         raise NotImplementedError
 
-    def close(self, late: Callable[[str, int], None] | None) -> None:
+    def end(self, late: LateObserver | None) -> None:
         self.scope = _NO_SCOPE
-        super().close(late)
+        Account.end(self, late)
+
+    @property
+    def method(self) -> str:
+        """As it is told: one that is not a method is `OTHER`."""
+        raise NotImplementedError
+
+    def figures(self, total_ns: int, memory_delta: int | None) -> tuple[int | None, ...]:
+        """What this request or connection has come to.
+
+        :param total_ns: from the call of the app until now.
+        :param memory_delta: by how many bytes the resident memory has grown, if that is known.
+        """
+        raise NotImplementedError
 
     def condense(self) -> None:
         with _condensing:
@@ -137,7 +155,7 @@ class Exchange(Account):
         with _condensing:
             condensed = self.condensed or {}
             copies = {metric: histogram.snapshot() for metric, histogram in condensed.items()}
-            return list(self.observations), copies
+            return list(self.observations or ()), copies
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.
@@ -147,7 +165,7 @@ class Exchange(Account):
         if self.disconnected:
             return "disconnected"
         if error is None:
-            return "ok" if self.complete else "incomplete"
+            return "ok" if self._stage == _COMPLETE else "incomplete"
         return "cancelled" if _is_cancellation(error) else "error"
 
     def _read_status(self, status: object) -> int | None:
@@ -162,13 +180,54 @@ class HTTPExchange(Exchange):
 
     __slots__ = ()
 
-    async def receive(self) -> Message:
+    metrics = (
+        "processing_time",
+        "response_time",
+        "total_time",
+        "receive_time",
+        "send_time",
+        "loop_time",
+        "longest_step",
+        "request_size",
+        "response_size",
+        "memory_delta",
+    )
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope.get("method", "")
+        # That is not a method, though a client may send it as one.
+        return "OTHER" if method == "WEBSOCKET" else method
+
+    def figures(self, total_ns: int, memory_delta: int | None) -> tuple[int | None, ...]:
+        # What an app says in reply to HEAD stays with the server (RFC 9110, section 9.3.2).
+        # Nor has a 204 or 304 a body (sections 15.3.5 and 15.4.5).
+        bodiless = self.status in (204, 304) or self.scope.get("method") == "HEAD"
+        return (
+            self.processing_ns,
+            self.response_ns,
+            total_ns,
+            self.receive_ns,
+            self.send_ns,
+            self.loop_ns,
+            self.longest_ns,
+            None if self.receive_ns is None else self.request_bytes,
+            None if self.processing_ns is None else 0 if bodiless else self.response_bytes,
+            memory_delta,
+        )
+
+    async def receive_message(self) -> Message:
         started_ns = perf_counter_ns()
         try:
             message = await self._receive()
         except BaseException:
             self._count_upload_time(started_ns)
             raise
+        self._note_received(message, started_ns)
+        return message
+
+    def _note_received(self, message: Message, started_ns: int) -> None:
+        # Not in the coroutine: what it keeps while it waits is kept for every request that does.
         try:
             kind = message["type"]
             if kind == "http.request":
@@ -180,17 +239,16 @@ class HTTPExchange(Exchange):
                 self._count_upload_time(started_ns)
                 # A server tells of a disconnect behind a complete response too, and may do so before its `send` of
                 # the last message has returned (hypercorn 0.18 does): that is no client who left early.
-                if self._ending:
-                    self._over = True
-                else:
+                if self._stage <= _OPEN:
                     self.disconnected = True
+                elif self._stage == _ENDING:
+                    self._stage = _TOLD
             else:
                 self.malformed += 1
         except _UNREADABLE:
             self.malformed += 1
-        return message
 
-    async def send(self, message: Message) -> None:
+    async def send_message(self, message: Message) -> None:
         kind = None
         size = 0
         last = False
@@ -202,12 +260,13 @@ class HTTPExchange(Exchange):
                     size = len(message["body"] or b"")
                 if not message.get("more_body"):
                     last = True
-                    self._ending = not self._trailers
+                    if self._stage == _OPEN:
+                        self._stage = _ENDING
             elif kind == "http.response.start":
                 if self.processing_ns is None:  # or else it is sent twice, for the server to judge
                     self.processing_ns = started_ns - self.started_ns
-                    if message.get("trailers"):
-                        self._trailers = True
+                    if message.get("trailers") and self._stage == _OPEN:
+                        self._stage = _TRAILED
                     self.status = self._read_status(message["status"])
                     if self.decorate_start is not None:
                         message = self.decorate_start(self, message)
@@ -217,46 +276,49 @@ class HTTPExchange(Exchange):
             self.malformed += 1
         # What a server starts when it has the last message is not part of this request: uvicorn 0.54 makes the task of
         # the next one, where requests are pipelined, and timers that live for as long as the connection.
-        token = current_account.set(self.parent) if self._ending else None
+        ending = self._stage > _OPEN
+        token = current_account.set(self.parent) if ending else None
+        taken = False
         try:
             await self._send(message)
+            taken = True
         except OSError:
             # How a server says that the client has left (ASGI 2.4); a file to send may also be missing.
-            if kind in ("http.response.start", "http.response.body") and not self.complete:
+            if kind in ("http.response.start", "http.response.body") and self._stage != _COMPLETE:
                 self.disconnected = True
             raise
         except BaseException:
             # Told of the end while its last message is on the way, an app may give up waiting for that.
-            if self._over:
-                self._note_taken(size, last, perf_counter_ns())
+            taken = self._stage == _TOLD
             raise
         finally:
             now_ns = perf_counter_ns()
             self.send_ns = (self.send_ns or 0) + now_ns - started_ns
+            if taken:
+                self.response_bytes += size
+                if last and self.response_ns is None:
+                    self.response_ns = now_ns - self.started_ns
+                if ending:
+                    self._stage = _COMPLETE
             if token is not None:
-                restore(token)
-        if size or last or self._ending:
-            self._note_taken(size, last, now_ns)
-
-    def _note_taken(self, size: int, last: bool, now_ns: int) -> None:
-        self.response_bytes += size
-        if last and self.response_ns is None:
-            self.response_ns = now_ns - self.started_ns
-        if self._ending:
-            self.complete = True
+                try:
+                    current_account.reset(token)
+                except ValueError:
+                    pass  # closed in another context than it began in; there is nothing to restore
 
     def _read_extension(self, kind: object, message: Message) -> tuple[int, bool]:
         """How many body bytes a message of an extension stands for, and whether it ends the body."""
         if kind == "http.response.trailers":
-            if not message.get("more_trailers", False):
-                self._ending = True
+            if not message.get("more_trailers", False) and self._stage <= _OPEN:
+                self._stage = _ENDING
         elif kind == "http.response.pathsend":
-            self._ending = not self._trailers
+            if self._stage == _OPEN:
+                self._stage = _ENDING
             return _size_of(message["path"]), True
         elif kind == "http.response.zerocopysend":
             last = not message.get("more_body", False)
-            if last and not self._trailers:
-                self._ending = True
+            if last and self._stage == _OPEN:
+                self._stage = _ENDING
             count = message.get("count")
             if count is None:
                 return _size_of(message["file"], message.get("offset") or 0), last
@@ -271,12 +333,49 @@ class HTTPExchange(Exchange):
 
 
 class WebSocketExchange(Exchange):
-    """A websocket connection."""
+    """A websocket connection.
 
-    __slots__ = ()
+    :ivar messages_in: `websocket.receive` messages.
+    :ivar messages_out: `websocket.send` messages.
+    """
 
-    async def receive(self) -> Message:
+    __slots__ = ("messages_in", "messages_out")
+
+    metrics = (
+        "websocket_time",
+        "websocket_messages_in",
+        "websocket_messages_out",
+        "send_time",
+        "loop_time",
+        "longest_step",
+    )
+
+    def __init__(
+        self, owner: Owner, parent: Account | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        super().__init__(owner, parent, scope, receive, send)
+        self.messages_in = self.messages_out = 0
+
+    @property
+    def method(self) -> str:
+        return "WEBSOCKET"
+
+    def figures(self, total_ns: int, memory_delta: int | None) -> tuple[int | None, ...]:
+        return (
+            total_ns,
+            self.messages_in,
+            self.messages_out,
+            self.send_ns,
+            self.loop_ns,
+            self.longest_ns,
+        )
+
+    async def receive_message(self) -> Message:
         message = await self._receive()
+        self._note_received(message)
+        return message
+
+    def _note_received(self, message: Message) -> None:
         try:
             kind = message["type"]
             if kind == "websocket.receive":
@@ -284,14 +383,13 @@ class WebSocketExchange(Exchange):
             elif kind == "websocket.disconnect":
                 # The end of a connection as any other: its code does not tell a client that was lost from one that
                 # has closed (hypercorn 0.18 reports 1006 for both).
-                self.complete = True
+                self._stage = _COMPLETE
             elif kind != "websocket.connect":
                 self.malformed += 1
         except _UNREADABLE:
             self.malformed += 1
-        return message
 
-    async def send(self, message: Message) -> None:
+    async def send_message(self, message: Message) -> None:
         kind = None
         ends = False
         try:
@@ -303,7 +401,7 @@ class WebSocketExchange(Exchange):
         try:
             await self._send(message)
         except OSError:
-            if not self.complete:
+            if self._stage != _COMPLETE:
                 self.disconnected = True
             raise
         finally:
@@ -313,7 +411,7 @@ class WebSocketExchange(Exchange):
         elif kind == "websocket.accept":
             self.status = 101
         elif ends:
-            self.complete = True
+            self._stage = _COMPLETE
 
     def _note(self, kind: object, message: Message) -> bool:
         """Note the status that a message says; returns whether it ends the connection."""
@@ -334,16 +432,6 @@ def exchange_of(send: Send) -> Exchange | None:
     """The open exchange whose own `send` this is; None if it is another's."""
     owner = getattr(send, "__self__", None)
     return owner if isinstance(owner, Exchange) else None
-
-
-def restore(token: Token[Account | None]) -> None:
-    """Undo a `current_account.set()`."""
-    try:
-        current_account.reset(token)
-    except ValueError:
-        # A coroutine that is closed from elsewhere, by a garbage collection for one, ends in another context than it
-        # began in; there is nothing to restore.
-        pass
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from asyncio import _get_running_loop
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any, Literal
 
@@ -16,37 +16,14 @@ from asgi_perfkit.middleware.exchange import (
     HTTPExchange,
     WebSocketExchange,
     exchange_of,
-    restore,
 )
 from asgi_perfkit.middleware.lifespan import run_lifespan
 from asgi_perfkit.middleware.routes import folded, route_template
 from asgi_perfkit.middleware.server_timing import add_server_timing
-from asgi_perfkit.steps import Account, current_account, drive, follow_children, on_event_loop
+from asgi_perfkit.steps import DONE, Account, current_account, follow_children, on_event_loop
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["PerformanceMiddleware"]
-
-# In the order of the values in `_record`.
-_HTTP_METRICS = (
-    "processing_time",
-    "response_time",
-    "total_time",
-    "receive_time",
-    "send_time",
-    "loop_time",
-    "longest_step",
-    "request_size",
-    "response_size",
-    "memory_delta",
-)
-_WEBSOCKET_METRICS = (
-    "websocket_time",
-    "websocket_messages_in",
-    "websocket_messages_out",
-    "send_time",
-    "loop_time",
-    "longest_step",
-)
 
 _MEMORY_INTERVAL_NS = 1_000_000
 _NEVER = 1 << 63
@@ -92,69 +69,79 @@ class PerformanceMiddleware:
         self._loop: Callable[[], object] = _no_loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        rest = self.serve(scope, receive, send)
+        if rest is not DONE:
+            await rest
+
+    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What calling the middleware awaits, to be awaited at once and in the same task.
+
+        Whoever calls it from a coroutine of his own, as :class:`PerfKit` does, spares that of `__call__`.
+        """
         kind = scope["type"]
         if kind == "http":
             exchange_class: type[Exchange] = HTTPExchange
         elif kind == "websocket":
             exchange_class = WebSocketExchange
         elif kind == "lifespan":
-            await run_lifespan(self.app, scope, receive, send)
-            return
+            return run_lifespan(self.app, scope, receive, send)
         else:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
 
-        registry = self._registry
         if _get_running_loop() is not self._loop():  # nor is it ever on trio
             self._meet_loop()
+        registry = self._registry
         outer = exchange_of(send)
-        if outer is not None and outer.closed:
-            outer = None  # somebody has kept the `send` of a request that is over
-        if outer is None:
-            around = current_account.get()
-            if around is not None and self._records(around, scope):
-                await self.app(scope, receive, send)
-                return
-            exchange = exchange_class(scope, receive, send)
-            if around is not None and not around.closed:
-                exchange.parent = around
-            token = current_account.set(exchange)
-        elif outer in registry.open:  # a middleware further out records this request here
-            await self.app(scope, receive, send)
-            return
-        else:
-            exchange = outer
-        memory = None
-        if exchange.started_ns >= registry.monitor.memory_due_ns and self._memory is not None:
-            registry.monitor.memory_due_ns = exchange.started_ns + _MEMORY_INTERVAL_NS
-            memory = self._resident_memory()
+        if outer is not None and not outer.closed:  # nor the `send` of a request that is over
+            if outer in registry.open:  # a middleware further out records this request here
+                return self.app(scope, receive, send)
+            return self._record_too(outer, scope, receive, send)
+        around = current_account.get()
+        if around is not None and self._records(around, scope):
+            return self.app(scope, receive, send)
+        exchange = exchange_class(self, around, scope, receive, send)
         if self._server_timing is not False:
             self._ask_for_server_timing(exchange, scope)
+        if self._memory is not None and exchange.started_ns >= registry.monitor.memory_due_ns:
+            exchange.memory = self._memory_in_turn(exchange)
+        registry.open.add(exchange)
+        current_account.set(exchange)
+        try:
+            work = self.app(scope, exchange.receive_message, exchange.send_message)
+        except BaseException as error:
+            self.work_ended(exchange, error)
+            raise
+        return exchange.begin(work)
+
+    def work_ended(self, account: Exchange, error: BaseException | None) -> None:
+        """Record an exchange that this middleware has opened."""
+        account.closed = True
+        series = self._record(account, error, account.memory)
+        # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
+        if current_account.get() is account:
+            current_account.set(account.parent)
+        account.end(series)
+
+    async def _record_too(
+        self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Run the app, and record in this registry an exchange that a middleware further out has opened."""
+        if self._server_timing is not False:
+            self._ask_for_server_timing(exchange, scope)
+        memory = None
+        registry = self._registry
+        if self._memory is not None and exchange.started_ns >= registry.monitor.memory_due_ns:
+            memory = self._memory_in_turn(exchange)
         registry.open.add(exchange)
         error: BaseException | None = None
         try:
-            if outer is None:
-                await drive(
-                    self.app(scope, exchange.receive, exchange.send), exchange, exchange.started_ns
-                )
-            else:
-                await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            registry.open.discard(exchange)
-            if outer is None:
-                exchange.closed = True
-            series = None
-            try:
-                series = self._record(exchange, error, memory)
-            except Exception as failure:
-                registry.report("kit_failures", "A request could not be recorded", failure)
+            self._record(exchange, error, memory)
             error = None  # it holds this frame
-            if outer is None:
-                exchange.close(None if series is None else series.observe_late)
-                restore(token)
 
     def _records(self, account: Account, scope: Scope) -> bool:
         """Whether this request is recorded in the same registry by a middleware further out.
@@ -181,6 +168,11 @@ class PerformanceMiddleware:
             self._registry.report(
                 "kit_failures", "Requests on this loop are not measured in full", failure
             )
+
+    def _memory_in_turn(self, exchange: Exchange) -> int | None:
+        """The resident memory, which is read for this request."""
+        self._registry.monitor.memory_due_ns = exchange.started_ns + _MEMORY_INTERVAL_NS
+        return self._resident_memory()
 
     def _resident_memory(self) -> int | None:
         try:
@@ -211,56 +203,36 @@ class PerformanceMiddleware:
 
     def _record(
         self, exchange: Exchange, error: BaseException | None, memory: int | None
-    ) -> Series:
-        total_ns = perf_counter_ns() - exchange.started_ns
-        method, metrics = _kind_of(exchange)
-        values: tuple[int | None, ...]
-        if metrics is _HTTP_METRICS:
-            # What an app says in reply to HEAD stays with the server (RFC 9110, section 9.3.2).
-            # Nor has a 204 or 304 a body (sections 15.3.5 and 15.4.5).
-            bodiless = method == "HEAD" or exchange.status in (204, 304)
-            response_bytes = 0 if bodiless else exchange.response_bytes
-            values = (
-                exchange.processing_ns,
-                exchange.response_ns,
-                total_ns,
-                exchange.receive_ns,
-                exchange.send_ns,
-                exchange.loop_ns,
-                exchange.longest_ns,
-                None if exchange.receive_ns is None else exchange.request_bytes,
-                None if exchange.processing_ns is None else response_bytes,
-                None if memory is None else self._memory_since(memory),
+    ) -> Series | None:
+        """Put the figures of an exchange into the registry; returns the row, None if that failed."""
+        registry = self._registry
+        registry.open.discard(exchange)
+        try:
+            total_ns = perf_counter_ns() - exchange.started_ns
+            memory_delta = None if memory is None else self._memory_since(memory)
+            observations: Iterable[tuple[str, int]] = ()
+            condensed: Mapping[str, Snapshot] | None = exchange.condensed
+            if exchange.observations or condensed:
+                if exchange.closed:
+                    observations = exchange.take_observations()
+                else:  # who has not opened the exchange leaves them for who has
+                    observations, condensed = exchange.observations_so_far()
+            if exchange.malformed:
+                registry.count("malformed_messages", exchange.malformed)
+            return registry.record(
+                exchange.method,
+                self._endpoint_of(exchange),
+                exchange.metrics,
+                exchange.figures(total_ns, memory_delta),
+                observations,
+                condensed,
+                exchange.outcome(error),
+                exchange.status,
+                self._max_series,
             )
-        else:
-            values = (
-                total_ns,
-                exchange.messages_in,
-                exchange.messages_out,
-                exchange.send_ns,
-                exchange.loop_ns,
-                exchange.longest_ns,
-            )
-        observations: Iterable[tuple[str, int]] = ()
-        condensed: Mapping[str, Snapshot] | None = exchange.condensed
-        if exchange.observations or condensed:
-            if exchange.closed:
-                observations = exchange.take_observations()
-            else:  # who has not opened the exchange leaves them for who has
-                observations, condensed = exchange.observations_so_far()
-        if exchange.malformed:
-            self._registry.count("malformed_messages", exchange.malformed)
-        return self._registry.record(
-            method,
-            self._endpoint_of(exchange),
-            metrics,
-            values,
-            observations,
-            condensed,
-            exchange.outcome(error),
-            exchange.status,
-            self._max_series,
-        )
+        except Exception as failure:
+            registry.report("kit_failures", "A request could not be recorded", failure)
+            return None
 
     def _endpoint_of(self, exchange: Exchange) -> str:
         scope = exchange.scope
@@ -289,15 +261,6 @@ class PerformanceMiddleware:
 
 def _no_loop() -> object:
     return _no_loop  # which no loop is
-
-
-def _kind_of(exchange: Exchange) -> tuple[str, tuple[str, ...]]:
-    """The method, as it is told, and the metrics of an exchange."""
-    if type(exchange) is HTTPExchange:
-        method = exchange.scope.get("method", "")
-        # That is not a method, though a client may send it as one.
-        return "OTHER" if method == "WEBSOCKET" else method, _HTTP_METRICS
-    return "WEBSOCKET", _WEBSOCKET_METRICS
 
 
 def _check(

@@ -47,7 +47,7 @@ def _entries(exchange: Exchange) -> list[str]:
     durations_ns: dict[str, int] = {}
     condensed = exchange.condensed or {}
     sums = [(metric, histogram.total) for metric, histogram in condensed.items()]
-    for metric, value in (*sums, *exchange.observations):
+    for metric, value in (*sums, *(exchange.observations or ())):
         name = _NOT_TOKEN.sub("_", metric)
         durations_ns[name] = durations_ns.get(name, 0) + value
     entries = [("processing", exchange.processing_ns), *durations_ns.items()]

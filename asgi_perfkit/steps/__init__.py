@@ -5,20 +5,23 @@ alone. Bracketing each step with two readings of a clock therefore gives, exactl
 this work occupied the loop and how long it kept everybody else waiting at a stretch.
 
 * :class:`Account` is where the figures of one piece of work are kept;
-* :func:`drive` runs its coroutine and charges each step to the account;
+* :class:`DrivenAccount` runs its coroutine and charges itself each step;
 * :func:`follow_children` makes the tasks that the work starts charge the same account, until it is closed.
 """
 
-from asgi_perfkit.steps.account import Account, StepObserver, current_account
-from asgi_perfkit.steps.drive import drive
+from asgi_perfkit.steps.account import Account, LateObserver, StepObserver, current_account
+from asgi_perfkit.steps.drive import DONE, DrivenAccount, Owner
 from asgi_perfkit.steps.follow import follow_children
 from asgi_perfkit.steps.loop import on_event_loop
 
 __all__ = [
+    "DONE",
     "Account",
+    "DrivenAccount",
+    "LateObserver",
+    "Owner",
     "StepObserver",
     "current_account",
-    "drive",
     "follow_children",
     "on_event_loop",
 ]

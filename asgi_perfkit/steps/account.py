@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import ContextVar
+from threading import RLock
 from time import perf_counter_ns
 from typing import Protocol
 
 __all__ = ["Account", "StepObserver", "current_account"]
 
-
 _MANY = 256
+_making = RLock()  # a garbage collection may run code of the user that observes something, too
 
 
 class StepObserver(Protocol):
@@ -26,6 +26,13 @@ class StepObserver(Protocol):
         """The code of `account` has suspended or ended, `duration_ns` after it was resumed."""
 
 
+class LateObserver(Protocol):
+    """Takes what is observed when the work is over."""
+
+    def observe_late(self, metric: str, value: int) -> None:
+        """Note a `value`; may be called from any thread."""
+
+
 class Account:
     """What one piece of work has used so far, its child tasks included.
 
@@ -39,13 +46,12 @@ class Account:
     :ivar observers: told of every step.
     :ivar parent: the account within whose work this one was opened, while that is open; its tasks are charged to both.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
-    :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`.
+    :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`; None before the first.
     :ivar late: takes what is observed after the work is over; None before.
     """
 
     __slots__ = (
         "__weakref__",
-        "_told",
         "closed",
         "endpoint",
         "late",
@@ -60,13 +66,13 @@ class Account:
     def __init__(self) -> None:
         self.loop_ns = 0
         self.longest_ns = 0
-        self.stepping = False
+        self.stepping: bool | None = False
         self.closed = False
         self.observers: tuple[StepObserver, ...] = ()
         self.parent: Account | None = None
         self.endpoint: str | None = None
-        self.observations: list[tuple[str, int]] = []
-        self.late: Callable[[str, int], None] | None = None
+        self.observations: list[tuple[str, int]] | None = None
+        self.late: LateObserver | None = None
 
     def lineage(self) -> list[Account]:
         """This account and those it was opened in, as far as they are open."""
@@ -78,32 +84,37 @@ class Account:
             account = account.parent
         return accounts
 
-    def enter_step(self) -> int:
-        """Begin a step; give what comes back to :meth:`leave_step`.
+    def enter_step(self, observers: tuple[StepObserver, ...]) -> int:
+        """Begin a step; give what comes back to :meth:`leave_step`, and the same `observers`.
 
-        :func:`drive` does the same in line: it runs for every request, this for child tasks.
+        :param observers: those that there are now; who joins in the middle of a step is told from the next one on.
         """
         self.stepping = True
-        self._told = (
-            self.observers
-        )  # who joins in the middle of a step is told from the next one on
-        for observer in self._told:
+        for observer in observers:
             observer.step_started(self)
         return perf_counter_ns()
 
-    def leave_step(self, started_ns: int) -> None:
+    def leave_step(self, started_ns: int, observers: tuple[StepObserver, ...]) -> None:
         """End the step that began at `started_ns` and charge it."""
         duration_ns = perf_counter_ns() - started_ns
         self.stepping = False
-        self.loop_ns += duration_ns
-        if duration_ns > self.longest_ns:
-            self.longest_ns = duration_ns
-        for observer in self._told:
+        if not self.loop_ns:
+            self.loop_ns = self.longest_ns = duration_ns  # one number, as long as there is one step
+        else:
+            self.loop_ns += duration_ns
+            if duration_ns > self.longest_ns:
+                self.longest_ns = duration_ns
+        for observer in observers:
             observer.step_ended(self, duration_ns)
 
     def observe(self, metric: str, value: int) -> None:
         """Note a `value` (nanoseconds, bytes or a number, as the metric has it) for this piece of work."""
         observations = self.observations
+        if observations is None:
+            with _making:  # two threads at once
+                observations = self.observations
+                if observations is None:
+                    observations = self.observations = []
         observations.append((metric, value))
         if len(observations) >= _MANY:
             self.condense()
@@ -126,11 +137,11 @@ class Account:
         taken.reverse()
         return taken
 
-    def close(self, late: Callable[[str, int], None] | None) -> None:
+    def end(self, late: LateObserver | None) -> None:
         """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
         self.closed = True
         self.parent = None
-        self.late = late or _drop
+        self.late = late or _NOBODY
         if self.observations:
             self._hand_over()
 
@@ -138,12 +149,15 @@ class Account:
         late = self.late
         assert late is not None
         for metric, value in self.take_observations():
-            late(metric, value)
+            late.observe_late(metric, value)
 
 
-def _drop(metric: str, value: int) -> None:
-    pass
+class _Nobody:
+    def observe_late(self, metric: str, value: int) -> None:
+        pass
 
+
+_NOBODY = _Nobody()
 
 current_account: ContextVar[Account | None] = ContextVar(
     "asgi_perfkit.current_account", default=None

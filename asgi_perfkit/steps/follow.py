@@ -28,9 +28,9 @@ def follow_children() -> None:
     """
     loop = asyncio._get_running_loop()
     if loop is not None:
-        factory = loop.get_task_factory()
-        if not isinstance(factory, FollowingTaskFactory):
-            loop.set_task_factory(FollowingTaskFactory(factory))
+        set_before = loop.get_task_factory()
+        if not isinstance(getattr(set_before, "__self__", None), FollowingTaskFactory):
+            loop.set_task_factory(FollowingTaskFactory(set_before).make_task)
         return
     if "trio" not in sys.modules:
         raise RuntimeError(
@@ -42,51 +42,48 @@ def follow_children() -> None:
 
 
 class FollowingTaskFactory:
-    """A task factory for asyncio and uvloop that has each step of a child charged to its parent's account.
+    """Makes the tasks of asyncio and uvloop; each step of a child is charged to its parent's account.
 
-    :param make_task: the factory that was set before; it makes the tasks still. None stands for the loop's own way.
+    :param set_before: the factory that was set before; it makes the tasks still. None stands for the loop's own way.
     """
 
-    __slots__ = ("_make_task",)
+    __slots__ = ("_set_before",)
 
-    def __init__(self, make_task: Callable[..., asyncio.Future[Any]] | None) -> None:
-        self._make_task: Callable[..., asyncio.Future[Any]] = make_task or _make_plain_task
+    def __init__(self, set_before: Callable[..., asyncio.Future[Any]] | None) -> None:
+        self._set_before = set_before
 
-    def __call__(
+    def make_task(
         self,
         loop: asyncio.AbstractEventLoop,
         coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
         **options: Any,
     ) -> asyncio.Future[Any]:
-        context: Context | None = options.get("context")
+        """What the loop calls, for every task."""
+        context: Context | None = options.get("context") if options else None
         account = current_account.get() if context is None else context.get(current_account)
         if (
-            account is None
-            or account.closed
-            or type(coro) is FollowedCoroutine
-            or not asyncio.iscoroutine(coro)  # for the task to refuse
+            account is not None
+            and not account.closed
+            and type(coro) is not FollowedCoroutine
+            and asyncio.iscoroutine(coro)  # or else it is for the task to refuse
         ):
-            return self._make_task(loop, coro, **options)
-        followed = coro
-        for charged in account.lineage():
-            followed = FollowedCoroutine(followed, charged)
-        task = self._make_task(loop, followed, **options)
-        # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
-        # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
-        with contextlib.suppress(AttributeError):
-            task.get_coro = lambda: coro  # type: ignore[attr-defined]  # a future has none
+            followed = coro
+            for charged in account.lineage():
+                followed = FollowedCoroutine(followed, charged)
+            task = self.make_task(loop, followed, **options)
+            # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
+            # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
+            with contextlib.suppress(AttributeError):
+                task.get_coro = lambda: coro  # type: ignore[attr-defined]  # a future has none
+            return task
+        if self._set_before is not None:
+            return self._set_before(loop, coro, **options)
+        task = _Task(coro, loop=loop, **options) if options else _Task(coro, loop=loop)
+        # In debug mode: where the task was made, which is not here.
+        frames = getattr(task, "_source_traceback", None)
+        while frames and frames[-1].filename == __file__:
+            del frames[-1]
         return task
-
-
-def _make_plain_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
-) -> asyncio.Task[Any]:
-    task = _Task(coro, loop=loop, **options)
-    # In debug mode: where the task was made, which is not here.
-    frames = getattr(task, "_source_traceback", None)
-    while frames and frames[-1].filename == __file__:
-        del frames[-1]
-    return task
 
 
 if sys.version_info[:2] == (3, 13):
@@ -125,21 +122,23 @@ class FollowedCoroutine(Coroutine[Any, Any, Any]):
         account = self._charged_account()
         if account is None:
             return self._coro.send(value)
-        started_ns = account.enter_step()
+        observers = account.observers
+        started_ns = account.enter_step(observers)
         try:
             return self._coro.send(value)
         finally:
-            account.leave_step(started_ns)
+            account.leave_step(started_ns, observers)
 
     def throw(self, *exception: Any) -> Any:
         account = self._charged_account()
-        if account is None:
-            return self._coro.throw(*exception)
-        started_ns = account.enter_step()
+        observers = () if account is None else account.observers
+        started_ns = 0 if account is None else account.enter_step(observers)
         try:
             return self._coro.throw(*exception)
         finally:
-            account.leave_step(started_ns)
+            del exception  # it holds this frame
+            if account is not None:
+                account.leave_step(started_ns, observers)
 
     def close(self) -> None:
         self._coro.close()

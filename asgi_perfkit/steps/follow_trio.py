@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from asgi_perfkit.steps.account import Account, current_account
+from asgi_perfkit.steps.account import Account, StepObserver, current_account
 
 __all__ = ["FollowingInstrument", "follow_children_on_trio"]
 
@@ -26,13 +26,13 @@ def follow_children_on_trio() -> None:
 class FollowingInstrument(trio.abc.Instrument):
     """Charges each step of a child task to the account in whose context it was spawned.
 
-    The task that opened the account is driven by hand (:func:`asgi_perfkit.steps.drive`) and is not in here: it was
+    The task that opened the account is driven by that account (`DrivenAccount`) and is not in here: it was
     spawned before its account existed.
     """
 
     def __init__(self) -> None:
         self._accounts: dict[trio.lowlevel.Task, list[Account]] = {}
-        self._steps: list[tuple[Account, int]] = []
+        self._steps: list[tuple[Account, int, tuple[StepObserver, ...]]] = []
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         account = task.context.get(current_account)
@@ -45,7 +45,8 @@ class FollowingInstrument(trio.abc.Instrument):
             return
         for account in accounts:
             if not account.closed:
-                self._steps.append((account, account.enter_step()))
+                observers = account.observers
+                self._steps.append((account, account.enter_step(observers), observers))
         if not self._steps:
             del self._accounts[
                 task
@@ -53,8 +54,8 @@ class FollowingInstrument(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         while self._steps:
-            account, started_ns = self._steps.pop()
-            account.leave_step(started_ns)
+            account, started_ns, observers = self._steps.pop()
+            account.leave_step(started_ns, observers)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         self._accounts.pop(task, None)

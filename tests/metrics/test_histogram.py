@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from asgi_perfkit.metrics.histogram import EMPTY, Histogram, PageBudget, merge, observe_row
@@ -61,6 +63,22 @@ def test_merging_nothing_is_empty() -> None:
     assert merge([]) == merge([EMPTY, EMPTY]) == EMPTY
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_sum_of_histograms_stays_as_it_was(number: int) -> None:
+    """Histograms can be merged while they count; what they count later, the sum does not have."""
+    histograms = [Histogram() for _ in range(number)]
+    for histogram in histograms:
+        for value in (3, 1_000, -7):
+            histogram.observe(value)
+    merged = merge(histograms)
+    expected = merge([histogram.snapshot() for histogram in histograms])
+    for histogram in histograms:
+        for value in (3, 1_000, -7, 10**6):
+            histogram.observe(value)
+    assert merged == expected
+    assert merged.count == 3 * number
+
+
 @pytest.mark.parametrize("row", [False, True], ids=["observe", "observe_row"])
 @pytest.mark.parametrize("value", [0, 63, 64, 127, 5_000, 2**47, 2**50])
 def test_a_full_bucket_goes_on_counting(value: int, row: bool) -> None:
@@ -100,6 +118,27 @@ def test_merged_counts_pass_32_bits() -> None:
     assert list(window.buckets()) == list(half.buckets())
 
 
+@pytest.mark.parametrize("times", [2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**32])
+def test_merged_buckets_do_not_spill_into_their_neighbours(times: int) -> None:
+    """However full a bucket is, adding to it leaves those beside it alone."""
+    values = {100: times, 101: 1, 5_000: 1, 5_120: times, 5_248: times}
+    full, other = Histogram(), Histogram()
+    for value in values:
+        full.observe(value)
+        other.observe(value)
+    # What billions of observations would take too long for.
+    for shift, page in enumerate(full._pages):
+        if page is not None:
+            full._pages[shift] = page = array("Q", page)
+            for value, count in values.items():
+                if (value | 64).bit_length() - 7 == shift:
+                    page[(value >> shift) - 64] = count
+            full._counts[shift] = sum(page)
+    merged = merge([full, other])
+    assert [count for _, _, count in merged.buckets()] == [n + 1 for n in values.values()]
+    assert merged.count == sum(values.values()) + len(values)
+
+
 def test_histograms_share_one_budget() -> None:
     """A budget holds for all histograms together, yet each may count something, and none loses a value."""
     budget = PageBudget(4)
@@ -107,9 +146,9 @@ def test_histograms_share_one_budget() -> None:
     for histogram in histograms:
         for octave in range(48):
             histogram.observe(2**octave)
-    assert budget.left == 4 - 4 - 4  # the first took all, each of the others one beyond
-    # The first has its own pages for the values below 2**10, the others for those below 2**7.
-    assert budget.refused == (48 - 10) + 4 * (48 - 7)
+    assert budget.left == 0  # the first took all
+    # So it has pages for the values below 2**11, the others only their first, for those below 2**7.
+    assert budget.refused == (48 - 11) + 4 * (48 - 7)
     for histogram in histograms:
         assert histogram.count == 48
         assert histogram.total == 2**48 - 1
@@ -118,7 +157,7 @@ def test_histograms_share_one_budget() -> None:
 
 def test_a_refused_value_is_counted_in_the_nearest_bucket() -> None:
     """Without room, a value goes to the bucket nearest to it, so quantiles keep their order."""
-    histogram = Histogram(PageBudget(1))
+    histogram = Histogram(PageBudget(0))
     histogram.observe(100_000)  # the page of [65536, 131071]
     histogram.observe(5)
     histogram.observe(10**9)

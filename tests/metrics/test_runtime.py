@@ -26,6 +26,7 @@ from asgi_perfkit.metrics.monitor import RuntimeMonitor, rss_reader
 from tests.metrics.driver import ok_app, request
 
 FIGURES = {"count", "sum", "avg", "min", "max", "p50", "p90", "p95", "p99"}
+ALWAYS_TOLD = {"process", "requests", "thread_pool", "metrics"}
 BEAT = 0.05  # between two looks at the loop
 
 
@@ -82,9 +83,6 @@ def run_virtually(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(autouse=True)
-ALWAYS_TOLD = {"process", "requests", "thread_pool", "metrics"}
-
-
 def _registries_of_others_are_gone() -> None:
     """Garbage of tests before this one, which the collector's listeners may belong to, is no longer there."""
     listeners = -1

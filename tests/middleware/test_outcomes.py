@@ -15,6 +15,7 @@ from asgi_perfkit import (
     Registry,
     get_performance_stats,
 )
+from asgi_perfkit.steps import Account, current_account
 from tests.support import (
     BODY,
     DISCONNECT,
@@ -536,8 +537,11 @@ def test_a_coroutine_that_is_closed_elsewhere(registry: Registry) -> None:
     coro = PerformanceMiddleware(app, registry=registry)(http_scope(), receive, receive)  # type: ignore[arg-type]
     contextvars.copy_context().run(coro.send, None)
     assert in_flight(registry) == 1
-    contextvars.copy_context().run(coro.close)
+    elsewhere, another = contextvars.copy_context(), Account()
+    elsewhere.run(current_account.set, another)
+    elsewhere.run(coro.close)
     assert log == ["closed"]
+    assert elsewhere[current_account] is another
     assert outcomes(registry) == {"cancelled": 1}
     assert in_flight(registry) == 0
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from asgi_perfkit.steps import Account, drive
+from tests.steps.charging import drive, new_account
 from tests.support import Clock
 
 
@@ -19,8 +19,8 @@ async def natively(work: Awaitable[Any]) -> Any:
     return await work
 
 
-async def driven(work: Awaitable[Any]) -> Any:
-    return await drive(work, Account(), 0)
+def driven(work: Awaitable[Any]) -> Awaitable[Any]:
+    return drive(work, new_account(), 0)
 
 
 @pytest.fixture(params=[natively, driven])

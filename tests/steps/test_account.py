@@ -7,6 +7,16 @@ import threading
 from asgi_perfkit.steps import Account
 
 
+class Late:
+    """Keeps what is observed when the work is over."""
+
+    def __init__(self) -> None:
+        self.observed: list[tuple[str, int]] = []
+
+    def observe_late(self, metric: str, value: int) -> None:
+        self.observed.append((metric, value))
+
+
 def test_observations_are_kept_until_they_are_taken() -> None:
     """Taking empties the account."""
     account = Account()
@@ -31,14 +41,14 @@ def test_another_thread_may_take_the_last_observation() -> None:
 
 
 def test_what_is_observed_late_is_handed_over() -> None:
-    """From the end of the work on, each observation goes where `close` says, what was left behind as well."""
+    """From the end of the work on, each observation goes where `end` says, what was left behind as well."""
     account = Account()
-    late = []
+    late = Late()
     account.observe("left", 1)
-    account.close(lambda metric, value: late.append((metric, value)))
+    account.end(late)
     assert account.closed
     account.observe("late", 2)
-    assert late == [("left", 1), ("late", 2)]
+    assert late.observed == [("left", 1), ("late", 2)]
     assert account.take_observations() == []
 
 
@@ -46,7 +56,7 @@ def test_what_is_observed_late_may_go_nowhere() -> None:
     """Without anybody to take it, a late observation is dropped, not kept."""
     account = Account()
     account.observe("left", 1)
-    account.close(None)
+    account.end(None)
     account.observe("late", 2)
     assert account.take_observations() == []
 
@@ -84,9 +94,9 @@ def test_the_lineage_of_an_account_is_what_is_open() -> None:
     middle.parent = outermost
     inner.parent = middle
     assert inner.lineage() == [inner, middle, outermost]
-    outermost.close(None)
+    outermost.end(None)
     assert inner.lineage() == [inner, middle]
-    inner.close(None)
+    inner.end(None)
     assert inner.lineage() == []
     assert middle.lineage() == [middle]
 
@@ -95,7 +105,7 @@ def test_threads_that_observe_while_the_work_ends_lose_nothing() -> None:
     """Each observation of any thread is handed over exactly once, whenever it is made."""
     for _ in range(20):
         account = Account()
-        late: list[int] = []
+        late = Late()
         barrier = threading.Barrier(4)
 
         def observe(
@@ -110,8 +120,8 @@ def test_threads_that_observe_while_the_work_ends_lose_nothing() -> None:
             thread.start()
         barrier.wait()
         taken = [value for _, value in account.take_observations()]
-        account.close(lambda metric, value, late=late: late.append(value))  # type: ignore[misc]
+        account.end(late)
         for thread in threads:
             thread.join()
         expected = [start + number for start in (0, 100, 200) for number in range(50)]
-        assert sorted(taken + late) == expected
+        assert sorted(taken + [value for _, value in late.observed]) == expected

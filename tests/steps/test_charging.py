@@ -6,13 +6,14 @@ import weakref
 
 import pytest
 
-from asgi_perfkit.steps import Account, drive
+from asgi_perfkit.steps import DONE, Account, DrivenAccount
+from tests.steps.charging import drive, new_account
 from tests.support import Clock, Trouble, ask, finish, no_collector
 
 
 def test_each_step_is_charged(clock: Clock) -> None:
     """Time inside of the steps is charged, time between them is not; the longest step is kept."""
-    account = Account()
+    account = new_account()
 
     async def work() -> None:
         clock.advance(1)
@@ -35,7 +36,7 @@ def test_each_step_is_charged(clock: Clock) -> None:
 
 def test_the_first_step_begins_where_the_caller_says(clock: Clock) -> None:
     """What the caller did to make the work counts as part of its first step."""
-    account = Account()
+    account = new_account()
     started_ns = clock()
     clock.advance(3)
 
@@ -48,7 +49,7 @@ def test_the_first_step_begins_where_the_caller_says(clock: Clock) -> None:
 
 def test_steps_that_are_thrown_into_or_fail_are_charged(clock: Clock) -> None:
     """A step counts that begins with an exception, and one that ends with one."""
-    account = Account()
+    account = new_account()
 
     async def work() -> None:
         try:
@@ -65,7 +66,7 @@ def test_steps_that_are_thrown_into_or_fail_are_charged(clock: Clock) -> None:
 
 def test_closing_is_charged(clock: Clock) -> None:
     """The cleanups that run when work is closed are a step too, also when they fail."""
-    account = Account()
+    account = new_account()
 
     async def work() -> None:
         try:
@@ -102,7 +103,7 @@ class Recorder:
 
 def test_observers_are_told_of_each_step_in_order(clock: Clock) -> None:
     """Every observer hears of the beginning and end of each step; their own time is not charged."""
-    account = Account()
+    account = new_account()
     log: list[object] = []
     account.observers = (Recorder("a", log, clock), Recorder("b", log, clock))
 
@@ -125,7 +126,7 @@ def test_observers_are_told_of_each_step_in_order(clock: Clock) -> None:
 
 def test_observers_are_told_when_the_work_is_closed(clock: Clock) -> None:
     """The step in which work is closed is announced as any other."""
-    account = Account()
+    account = new_account()
     log: list[object] = []
     account.observers = (Recorder("a", log),)
 
@@ -143,7 +144,7 @@ def test_observers_are_told_when_the_work_is_closed(clock: Clock) -> None:
 
 def test_an_observer_that_comes_later_is_told_from_the_next_step_on(clock: Clock) -> None:
     """No observer hears the end of a step whose beginning it has not heard, nor the other way round."""
-    account = Account()
+    account = new_account()
     log: list[object] = []
 
     async def work() -> None:
@@ -163,7 +164,7 @@ def test_an_observer_that_comes_later_is_told_from_the_next_step_on(clock: Clock
 
 def test_a_step_is_marked_while_it_runs() -> None:
     """`stepping` is true inside of a step and false outside."""
-    account = Account()
+    account = new_account()
     inside = []
 
     async def work() -> None:
@@ -180,6 +181,65 @@ def test_a_step_is_marked_while_it_runs() -> None:
     assert inside == [True, True]
 
 
+def test_work_that_never_waits_leaves_nothing_to_await(clock: Clock) -> None:
+    """It has run when `begin` returns; what is returned may be awaited all the same."""
+    account = new_account()
+    account.started_ns = clock()
+
+    async def work() -> None:
+        clock.advance(1)
+
+    async def main() -> None:
+        rest = account.begin(work())
+        assert (rest is DONE, account.loop_ns) == (True, 1e9)
+        assert await rest is None
+
+    finish(main())
+    assert account.loop_ns == 1e9
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("ending", ["returned", "raised", "thrown", "closed"])
+def test_the_owner_is_told_once_of_the_end(ending: str, steps: int) -> None:
+    """Behind the last step, before anybody else learns of the end; with the very exception."""
+    told: list[tuple[object, object, object]] = []
+
+    class Owner:
+        def work_ended(self, account: DrivenAccount, error: BaseException | None) -> None:
+            told.append((account, error, account.stepping))
+
+    async def work() -> None:
+        if steps == 2:
+            await ask(None)
+        if ending == "returned":
+            return
+        if ending == "raised":
+            raise error
+        await ask(None)
+
+    error = Trouble()
+    account = DrivenAccount(Owner(), 0)
+    coro = drive(work(), account, 0)
+    if ending in ("thrown", "closed") or steps == 2:
+        coro.send(None)
+        assert told == []
+    if ending == "returned":
+        finish(coro)
+        assert told == [(account, None, False)]
+    elif ending == "raised":
+        with pytest.raises(Trouble):
+            coro.send(None)
+        assert told == [(account, error, False)]
+    elif ending == "thrown":
+        with pytest.raises(Trouble):
+            coro.throw(error)
+        assert told == [(account, error, False)]
+    else:
+        coro.close()
+        ((ended, closing, stepping),) = told
+        assert (ended, type(closing), stepping) == (account, GeneratorExit, False)
+
+
 # References
 
 
@@ -192,7 +252,7 @@ def test_nothing_is_left_of_driven_work(ending: str) -> None:
     """However work ends, no cycle keeps its account, its locals or its result alive."""
 
     def one() -> list[weakref.ref[object]]:
-        account, thing, result = Account(), Thing(), Thing()
+        account, thing, result = new_account(), Thing(), Thing()
         traces = [weakref.ref(account), weakref.ref(thing), weakref.ref(result)]
 
         async def work(local: Thing, result: Thing) -> Thing:
@@ -228,7 +288,7 @@ def test_what_was_yielded_and_sent_in_is_let_go(clock: Clock) -> None:
         await ask(Thing())
         await ask(None)
 
-    coro = drive(work(), Account(), 0)
+    coro = drive(work(), new_account(), 0)
     with no_collector():
         yielded = weakref.ref(coro.send(None))
         assert yielded() is not None
@@ -255,7 +315,7 @@ def test_what_was_yielded_is_let_go_before_the_next_step() -> None:
         await ask(thing())
         alive.append(traces[0]())
 
-    coro = drive(work(), Account(), 0)
+    coro = drive(work(), new_account(), 0)
     with no_collector():
         coro.send(None)
         finish(coro)
@@ -272,7 +332,7 @@ def test_what_was_thrown_in_and_handled_is_let_go() -> None:
             pass
         await ask(None)
 
-    coro = drive(work(), Account(), 0)
+    coro = drive(work(), new_account(), 0)
     coro.send(None)
     with no_collector():
         error = Trouble()

@@ -1,4 +1,4 @@
-"""`drive` is `await`: what holds natively, which is tested along with it, holds when driven."""
+"""Driving is `await`: what holds natively, which is tested along with it, holds when driven."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_perfkit.steps import Account, drive
+from tests.steps.charging import drive, new_account
 from tests.support import Trouble, ask, checkpoint, finish, forever
 
 Awaited = Callable[[Any], Any]
@@ -352,7 +352,7 @@ def test_the_traceback_of_what_is_thrown_in_ends_in_the_work() -> None:
     async def work() -> None:
         await ask(None)
 
-    coro = drive(work(), Account(), 0)
+    coro = drive(work(), new_account(), 0)
     coro.send(None)
     with pytest.raises(Trouble) as caught:
         coro.throw(Trouble())
@@ -468,7 +468,7 @@ def test_closing_leaves_no_more_contexts_behind_than_without_drive() -> None:
         finally:
             raise Trouble
 
-    coro = drive(work(), Account(), 0)
+    coro = drive(work(), new_account(), 0)
     coro.send(None)
     with pytest.raises(Trouble) as caught:
         coro.close()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from asgi_perfkit.steps import Account, current_account, drive, follow_children
-from tests.steps.charging import charge, charged
+from asgi_perfkit.steps import Account, current_account, follow_children
+from tests.steps.charging import charge, charged, drive, new_account
 from tests.support import Clock, Trouble, checkpoint, forever, no_collector, together
 
 Run = Callable[..., Any]
@@ -93,7 +93,7 @@ def test_children_within_two_pieces_of_work_are_charged_to_both(run: Run, clock:
         release.append(True)
 
     async def main() -> None:
-        outer, inner = Account(), Account()
+        outer, inner = new_account(), new_account()
         inner.parent = outer
 
         async def inside() -> None:
@@ -226,8 +226,8 @@ def test_children_of_work_that_is_over_are_not_followed(run: Run, clock: Clock) 
     """What a child that outlives its work starts is not charged to it."""
 
     async def main() -> None:
-        account = Account()
-        account.close(None)
+        account = new_account()
+        account.end(None)
         current_account.set(account)
         follow_children()
 
@@ -319,11 +319,11 @@ def test_a_child_that_outlives_its_work_lets_go_of_the_account(run_asyncio: Run)
             return task
 
         async def one() -> tuple[asyncio.Future[None], weakref.ref[Account]]:
-            account = Account()
+            account = new_account()
             token = current_account.set(account)
             follow_children()
             task = await drive(work(), account, 0)
-            account.close(None)
+            account.end(None)
             current_account.reset(token)
             return task, weakref.ref(account)
 
@@ -354,7 +354,7 @@ def test_a_trio_child_that_outlives_its_work_lets_go_of_the_account(run_trio: Ru
             await forever()
 
         async def one(nursery: trio.Nursery) -> weakref.ref[Account]:
-            account = Account()
+            account = new_account()
 
             async def work() -> None:
                 nursery.start_soon(keeper)
@@ -374,6 +374,28 @@ def test_a_trio_child_that_outlives_its_work_lets_go_of_the_account(run_trio: Ru
     run_trio(main)
 
 
+def test_what_was_thrown_into_a_child_is_let_go(run_asyncio: Run) -> None:
+    """An exception that has come out of a child goes with its task: no frame of the kit holds it in a cycle."""
+
+    async def child(futures: list[asyncio.Future[None]]) -> None:
+        await futures.pop()  # in a variable of this frame it would be held by its own exception
+
+    async def work() -> None:
+        future = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(child([future]))
+        await checkpoint()
+        error = Trouble()
+        trace = weakref.ref(error)
+        future.set_exception(error)
+        await asyncio.wait([task])
+        assert task.exception() is error
+        del error, future, task
+        assert trace() is None
+
+    with no_collector():
+        run_asyncio(lambda: charge(work()))
+
+
 def test_tasks_that_have_ended_are_not_held_on_trio(run_trio: Run) -> None:
     """The instrument forgets the tasks that end, those of work that is over too."""
     import trio
@@ -385,7 +407,7 @@ def test_tasks_that_have_ended_are_not_held_on_trio(run_trio: Run) -> None:
             await checkpoint()
 
         async def one() -> None:
-            account = Account()
+            account = new_account()
             traces.append(weakref.ref(account))
             await charge(together(child, child), account)
 
@@ -462,7 +484,7 @@ def test_children_are_announced_to_observers(run: Run, clock: Clock) -> None:
         clock.advance(4)
 
     async def main() -> None:
-        account = Account()
+        account = new_account()
         account.observers = (Recorder(),)
         await charge(together(child), account, clock())
 
