@@ -91,10 +91,9 @@ def serving(sample: str) -> Iterator[Server]:
     folder = HERE / sample
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
-        environment = dict(os.environ)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        environment = {**os.environ, "SHOP_DATABASE": str(Path(scratch, "shop.sqlite3"))}
         if sample == "django":
-            scratch = stack.enter_context(tempfile.TemporaryDirectory())
-            environment["SHOP_DATABASE"] = str(Path(scratch, "shop.sqlite3"))
             _migrate(folder, environment)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
         port, descriptor = listener.getsockname()[1], listener.fileno()
@@ -208,6 +207,12 @@ class Client:
             "POST", "/upload", self._random.randbytes(self._random.randint(1_000, 400_000))
         )
 
+    def buy(self) -> None:
+        self._request("POST", f"/sales/{self._random.randint(1, 2)}")
+
+    def see_what_sells(self) -> None:
+        self._request("GET", f"/sales/{self._random.randint(1, 3)}")
+
     def export(self) -> None:
         self._request("GET", "/stream")
 
@@ -251,6 +256,8 @@ DEEDS: dict[Callable[[Client], None], int] = {
     Client.log_in: 6,
     Client.order: 5,
     Client.upload: 6,
+    Client.buy: 6,
+    Client.see_what_sells: 4,
     Client.export: 3,
     Client.export_and_hang_up: 2,
     Client.recalculate: 3,

@@ -26,6 +26,12 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("SHOP_DATABASE") or BASE_DIR / "shop.sqlite3",
+        "OPTIONS": {
+            # Whoever exports keeps nobody from selling; who sells waits for who sells already.
+            "init_command": "PRAGMA journal_mode = wal",
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 20,
+        },
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -8,6 +8,8 @@ urlpatterns = [
     path("items/", views.items),
     path("items/<int:item_id>", views.item),
     path("shop/<int:shop_id>/", include("shop.urls")),
+    path("sales/", views.sales),
+    path("sales/<int:item_id>", views.sales_of),
     path("wait", views.wait),
     path("block", views.block),
     path("sync", views.sync),

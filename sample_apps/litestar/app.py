@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,7 +24,16 @@ from litestar.background_tasks import BackgroundTask
 from litestar.exceptions import NotFoundException, WebSocketDisconnect
 from litestar.response import Stream
 
-from asgi_perfkit import PerfKit, get_performance_stats, get_runtime_stats, reset_performance_stats
+from asgi_perfkit import (
+    PerfKit,
+    ThreadLimiter,
+    contextmanager_in_threadpool,
+    get_performance_stats,
+    get_runtime_stats,
+    iterate_in_threadpool,
+    reset_performance_stats,
+    run_in_threadpool,
+)
 
 logger = logging.getLogger("shop")
 
@@ -39,9 +52,20 @@ class Stock:
     quantity: int
 
 
+@dataclass
+class Sold:
+    item: int
+    sold: int
+    revenue: float
+
+
 ITEMS = {1: Item(1, "kettle", 24.5), 2: Item(2, "teapot", 31.0), 3: Item(3, "cup", 7.25)}
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
+
+# SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
+writers = ThreadLimiter(1)
 
 
 @get("/items")
@@ -72,6 +96,72 @@ async def wait() -> dict[str, float]:
     began = time.perf_counter()
     await anyio.sleep(0.1)
     return {"seconds": time.perf_counter() - began}
+
+
+@contextmanager
+def open_book() -> Iterator[sqlite3.Connection]:
+    """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
+    with closing(sqlite3.connect(DATABASE)) as book:
+        yield book
+
+
+def prepare_book() -> None:
+    """Make the book, with 50,000 sales to begin with."""
+    sales = (
+        (number, item_id := number % len(ITEMS) + 1, ITEMS[item_id].price)
+        for number in range(1, 50_000 + 1)
+    )
+    with open_book() as book:
+        # So that whoever exports keeps nobody from selling.
+        book.execute("PRAGMA journal_mode = wal")
+        with book:
+            book.execute(
+                "CREATE TABLE IF NOT EXISTS sales (id INTEGER PRIMARY KEY, item INTEGER, price REAL)"
+            )
+            book.executemany("INSERT OR IGNORE INTO sales VALUES (?, ?, ?)", sales)
+
+
+def write_sale(item_id: int) -> int:
+    """Write a sale into the book, and return its number."""
+    with open_book() as book, book:
+        sale = (item_id, ITEMS[item_id].price)
+        return book.execute("INSERT INTO sales (item, price) VALUES (?, ?)", sale).lastrowid
+
+
+def sum_up(book: sqlite3.Connection, item_id: int) -> Sold:
+    """Go through the book for one item."""
+    found = book.execute("SELECT count(*), total(price) FROM sales WHERE item = ?", [item_id])
+    sold, revenue = found.fetchone()
+    return Sold(item_id, sold, revenue)
+
+
+def copy_book() -> Iterator[str]:
+    """Read the book out, some hundred lines of CSV at a time."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales ORDER BY id")
+        while some := sales.fetchmany(500):
+            yield "".join(f"{number},{item_id},{price}\n" for number, item_id, price in some)
+
+
+@post("/sales/{item_id:int}", status_code=200)
+async def sell(item_id: int) -> dict[str, int]:
+    """Sell one of an item."""
+    if item_id not in ITEMS:
+        raise NotFoundException("There is no such item.")
+    return {"sale": await run_in_threadpool(write_sale, item_id, limiter=writers)}
+
+
+@get("/sales/{item_id:int}")
+async def sold(item_id: int) -> Sold:
+    """Show how many of an item were sold."""
+    async with contextmanager_in_threadpool(open_book(), same_thread=True) as book:
+        return await run_in_threadpool(sum_up, book, item_id, same_thread=True)
+
+
+@get("/sales")
+async def sales() -> Stream:
+    """Send the whole book while it is being read."""
+    return Stream(iterate_in_threadpool(copy_book(), same_thread=True), media_type="text/csv")
 
 
 def spin(seconds: float) -> float:
@@ -161,10 +251,14 @@ async def reset() -> None:
     reset_performance_stats()
 
 
+async def prepare() -> None:
+    await run_in_threadpool(prepare_book)
+
+
 shop = Router("/shop/{shop_id:int}", route_handlers=[stock])
 route_handlers = [
-    items, item, shop, wait, block, sync, stream, upload, error, after, echo, stats, reset
+    items, item, shop, sales, sold, sell, wait, block, sync, stream, upload, error, after, echo, stats, reset
 ]  # fmt: skip
 
-app = Litestar(route_handlers)
+app = Litestar(route_handlers, on_startup=[prepare])
 app = PerfKit(app)

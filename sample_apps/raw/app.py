@@ -10,15 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 # The standard library sleeps on asyncio only; anyio does it on trio as well.
 import anyio
 
-from asgi_perfkit import PerfKit, get_performance_stats, get_runtime_stats, reset_performance_stats
+from asgi_perfkit import (
+    PerfKit,
+    ThreadLimiter,
+    contextmanager_in_threadpool,
+    get_performance_stats,
+    get_runtime_stats,
+    iterate_in_threadpool,
+    reset_performance_stats,
+    run_in_threadpool,
+)
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -33,6 +46,10 @@ ITEMS = {
 }
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
+
+# SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
+writers = ThreadLimiter(1)
 
 
 async def respond(
@@ -78,6 +95,74 @@ async def wait(receive: Receive, send: Send) -> None:
     await respond(send, {"seconds": time.perf_counter() - began})
 
 
+@contextmanager
+def open_book() -> Iterator[sqlite3.Connection]:
+    """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
+    with closing(sqlite3.connect(DATABASE)) as book:
+        yield book
+
+
+def prepare_book() -> None:
+    """Make the book, with 50,000 sales to begin with."""
+    sales = (
+        (number, item_id := number % len(ITEMS) + 1, ITEMS[item_id]["price"])
+        for number in range(1, 50_000 + 1)
+    )
+    with open_book() as book:
+        # So that whoever exports keeps nobody from selling.
+        book.execute("PRAGMA journal_mode = wal")
+        with book:
+            book.execute(
+                "CREATE TABLE IF NOT EXISTS sales (id INTEGER PRIMARY KEY, item INTEGER, price REAL)"
+            )
+            book.executemany("INSERT OR IGNORE INTO sales VALUES (?, ?, ?)", sales)
+
+
+def write_sale(item_id: int) -> int:
+    """Write a sale into the book, and return its number."""
+    with open_book() as book, book:
+        sale = (item_id, ITEMS[item_id]["price"])
+        return book.execute("INSERT INTO sales (item, price) VALUES (?, ?)", sale).lastrowid
+
+
+def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
+    """Go through the book for one item."""
+    found = book.execute("SELECT count(*), total(price) FROM sales WHERE item = ?", [item_id])
+    sold, revenue = found.fetchone()
+    return {"item": item_id, "sold": sold, "revenue": revenue}
+
+
+def copy_book() -> Iterator[bytes]:
+    """Read the book out, some hundred lines of CSV at a time."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales ORDER BY id")
+        while some := sales.fetchmany(500):
+            yield "".join(
+                f"{number},{item_id},{price}\n" for number, item_id, price in some
+            ).encode()
+
+
+async def sell(receive: Receive, send: Send, item_id: int) -> None:
+    """Sell one of an item."""
+    if item_id in ITEMS:
+        await respond(send, {"sale": await run_in_threadpool(write_sale, item_id, limiter=writers)})
+    else:
+        await respond(send, {"detail": "There is no such item."}, 404)
+
+
+async def sold(receive: Receive, send: Send, item_id: int) -> None:
+    """Show how many of an item were sold."""
+    async with contextmanager_in_threadpool(open_book(), same_thread=True) as book:
+        found = await run_in_threadpool(sum_up, book, item_id, same_thread=True)
+    await respond(send, found)
+
+
+async def sales(receive: Receive, send: Send) -> None:
+    """Send the whole book while it is being read."""
+    async with aclosing(iterate_in_threadpool(copy_book(), same_thread=True)) as lines:
+        await send_csv(receive, send, lines)
+
+
 def spin(seconds: float) -> float:
     """Compute without a pause, and return for how long that was."""
     began = time.perf_counter()
@@ -116,16 +201,21 @@ async def cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> No
     scope.cancel()
 
 
-async def stream(receive: Receive, send: Send) -> None:
-    """Send a list while it is being made, and stop making it when the client has gone."""
+async def send_csv(receive: Receive, send: Send, parts: AsyncIterator[bytes]) -> None:
+    """Send a list while it is being made, and stop when the client has gone."""
     headers = [(b"content-type", b"text/csv")]
     async with anyio.create_task_group() as group:
         group.start_soon(cancel_on_disconnect, receive, group.cancel_scope)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for part in export():
+        async for part in parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
         group.cancel_scope.cancel()
+
+
+async def stream(receive: Receive, send: Send) -> None:
+    """Send a list that takes its time."""
+    await send_csv(receive, send, export())
 
 
 async def upload(receive: Receive, send: Send) -> None:
@@ -181,6 +271,8 @@ ROUTES = [
         r"/items/": {"GET": items},
         r"/items/(?P<item_id>\d+)": {"GET": item},
         r"/shop/(?P<shop_id>\d+)/items/(?P<item_id>\d+)": {"GET": stock},
+        r"/sales/": {"GET": sales},
+        r"/sales/(?P<item_id>\d+)": {"GET": sold, "POST": sell},
         r"/wait": {"GET": wait},
         r"/block": {"GET": block},
         r"/sync": {"GET": sync},
@@ -216,11 +308,11 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": message["type"] + ".complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
+    await receive()  # lifespan.startup
+    await run_in_threadpool(prepare_book)
+    await send({"type": "lifespan.startup.complete"})
+    await receive()  # lifespan.shutdown
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 
 import anyio
 from starlette.applications import Starlette
@@ -21,7 +25,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from asgi_perfkit import PerfKit, get_performance_stats, get_runtime_stats, reset_performance_stats
+from asgi_perfkit import (
+    PerfKit,
+    ThreadLimiter,
+    contextmanager_in_threadpool,
+    get_performance_stats,
+    get_runtime_stats,
+    iterate_in_threadpool,
+    reset_performance_stats,
+    run_in_threadpool,
+)
 
 logger = logging.getLogger("shop")
 
@@ -32,6 +45,10 @@ ITEMS = {
 }
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
+
+# SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
+writers = ThreadLimiter(1)
 
 
 async def items(request: Request) -> JSONResponse:
@@ -60,6 +77,72 @@ async def wait(request: Request) -> JSONResponse:
     began = time.perf_counter()
     await anyio.sleep(0.1)
     return JSONResponse({"seconds": time.perf_counter() - began})
+
+
+@contextmanager
+def open_book() -> Iterator[sqlite3.Connection]:
+    """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
+    with closing(sqlite3.connect(DATABASE)) as book:
+        yield book
+
+
+def prepare_book() -> None:
+    """Make the book, with 50,000 sales to begin with."""
+    sales = (
+        (number, item_id := number % len(ITEMS) + 1, ITEMS[item_id]["price"])
+        for number in range(1, 50_000 + 1)
+    )
+    with open_book() as book:
+        # So that whoever exports keeps nobody from selling.
+        book.execute("PRAGMA journal_mode = wal")
+        with book:
+            book.execute(
+                "CREATE TABLE IF NOT EXISTS sales (id INTEGER PRIMARY KEY, item INTEGER, price REAL)"
+            )
+            book.executemany("INSERT OR IGNORE INTO sales VALUES (?, ?, ?)", sales)
+
+
+def write_sale(item_id: int) -> int:
+    """Write a sale into the book, and return its number."""
+    with open_book() as book, book:
+        sale = (item_id, ITEMS[item_id]["price"])
+        return book.execute("INSERT INTO sales (item, price) VALUES (?, ?)", sale).lastrowid
+
+
+def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
+    """Go through the book for one item."""
+    found = book.execute("SELECT count(*), total(price) FROM sales WHERE item = ?", [item_id])
+    sold, revenue = found.fetchone()
+    return {"item": item_id, "sold": sold, "revenue": revenue}
+
+
+def copy_book() -> Iterator[str]:
+    """Read the book out, some hundred lines of CSV at a time."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales ORDER BY id")
+        while some := sales.fetchmany(500):
+            yield "".join(f"{number},{item_id},{price}\n" for number, item_id, price in some)
+
+
+async def sell(request: Request) -> JSONResponse:
+    """Sell one of an item."""
+    item_id = request.path_params["item_id"]
+    if item_id not in ITEMS:
+        raise HTTPException(404, "There is no such item.")
+    return JSONResponse({"sale": await run_in_threadpool(write_sale, item_id, limiter=writers)})
+
+
+async def sold(request: Request) -> JSONResponse:
+    """Show how many of an item were sold."""
+    async with contextmanager_in_threadpool(open_book(), same_thread=True) as book:
+        item_id = request.path_params["item_id"]
+        return JSONResponse(await run_in_threadpool(sum_up, book, item_id, same_thread=True))
+
+
+async def sales(request: Request) -> StreamingResponse:
+    """Send the whole book while it is being read."""
+    lines = iterate_in_threadpool(copy_book(), same_thread=True)
+    return StreamingResponse(lines, media_type="text/csv")
 
 
 def spin(seconds: float) -> float:
@@ -137,10 +220,19 @@ async def stats(request: Request) -> Response:
     )
 
 
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    await run_in_threadpool(prepare_book)
+    yield
+
+
 routes = [
     Route("/items/", items),
     Route("/items/{item_id:int}", item),
     Mount("/shop/{shop_id:int}", routes=[Route("/items/{item_id:int}", stock)]),
+    Route("/sales/", sales),
+    Route("/sales/{item_id:int}", sold),
+    Route("/sales/{item_id:int}", sell, methods=["POST"]),
     Route("/wait", wait),
     Route("/block", block),
     Route("/sync", sync),
@@ -152,5 +244,5 @@ routes = [
     WebSocketRoute("/ws", echo),
 ]
 
-app = Starlette(routes=routes)
+app = Starlette(routes=routes, lifespan=lifespan)
 app = PerfKit(app)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 SAMPLES = HERE.parents[1] / "sample_apps"
 VARIANTS = HERE / "apps"
@@ -96,14 +98,32 @@ class Server:
     """A running server.
 
     :ivar port: where it listens.
+    :ivar pid: the process that was started; it may have started another that does the work.
+    :ivar database: the file that the sample keeps its book of sales in.
     :ivar provoked: how many exceptions the tests have made the application raise; the server reports each.
     """
 
-    def __init__(self, deployment: Deployment, port: int) -> None:
+    def __init__(
+        self, deployment: Deployment, port: int, *, pid: int = 0, database: Path | None = None
+    ) -> None:
         self.deployment = deployment
         self.application = deployment.application
         self.port = port
+        self.pid = pid
+        self.database = database
         self.provoked = 0
+
+    def count_connections(self) -> int:
+        """How many connections to the database are open in the server's processes: each has a descriptor.
+
+        SQLite keeps that of a closed one until no other connection of the process is reading.
+        """
+        process = psutil.Process(self.pid)
+        return sum(
+            file.path == str(self.database)
+            for member in (process, *process.children(recursive=True))
+            for file in member.open_files()
+        )
 
 
 @contextlib.contextmanager
@@ -127,7 +147,8 @@ def serve(deployment: Deployment, *, command: list[str] | None = None) -> Iterat
         else:
             arguments = [argument.format(fd=fd) for argument in command]
 
-        environment = {**os.environ, "SHOP_DATABASE": str(Path(scratch, "shop.sqlite3"))}
+        database = Path(scratch).resolve() / "shop.sqlite3"
+        environment = {**os.environ, "SHOP_DATABASE": str(database)}
         folder = deployment.application.folder
         if (folder / "manage.py").exists():
             migrate = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
@@ -149,7 +170,7 @@ def serve(deployment: Deployment, *, command: list[str] | None = None) -> Iterat
         except OSError as error:
             _kill(process)
             raise ServerFailed(f"{deployment} did not start: {error!r}", _read(log)) from None
-        server = Server(deployment, port)
+        server = Server(deployment, port, pid=process.pid, database=database)
         yield server
 
         process.send_signal(signal.SIGTERM)

@@ -60,6 +60,7 @@ def test_it_shows_every_endpoint_and_names_the_blocker(sample: str) -> None:
         "GET /items/",
         "GET /items/{item_id}",
         "GET /shop/{shop_id}/items/{item_id}",
+        "GET /sales/{item_id}",
         "GET /wait",
         "GET /block",
         "GET /sync",
@@ -68,6 +69,7 @@ def test_it_shows_every_endpoint_and_names_the_blocker(sample: str) -> None:
         "GET <unmatched>",
         "POST /upload",
         "POST /after",
+        "POST /sales/{item_id}",
     }
     assert endpoints == expected | ({"WEBSOCKET /ws"} if sample == "starlette" else set())
     assert re.search(r"^GET /block froze the event loop \d+ times", shown.stdout, re.MULTILINE)

@@ -24,3 +24,8 @@ class Stock(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["shop", "item"], name="one_stock_per_shop")]
+
+
+class Sale(models.Model):
+    item = models.ForeignKey(Item, on_delete=models.CASCADE)
+    price = models.DecimalField(max_digits=8, decimal_places=2)

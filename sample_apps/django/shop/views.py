@@ -4,18 +4,28 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 
-from django.db.models import Sum
+from django.db import IntegrityError, transaction
+from django.db.models import Count, F, Sum
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from asgi_perfkit import get_performance_stats, get_runtime_stats, reset_performance_stats
-from shop.models import Item, Stock
+from asgi_perfkit import (
+    contextmanager_in_threadpool,
+    get_performance_stats,
+    get_runtime_stats,
+    iterate_in_threadpool,
+    reset_performance_stats,
+    run_in_threadpool,
+)
+from shop.models import Item, Sale, Stock
 
 logger = logging.getLogger("shop")
 
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
+WEB_SHOP = 3
 
 
 @require_safe
@@ -50,6 +60,66 @@ async def wait(request: HttpRequest) -> JsonResponse:
     began = time.perf_counter()
     await asyncio.sleep(0.1)
     return JsonResponse({"seconds": time.perf_counter() - began})
+
+
+async def sold(item_id: int) -> JsonResponse:
+    """Show how many of an item were sold.
+
+    Two queries at once, in two of the kit's threads; Django's own asynchronous methods, all in the one thread of the
+    request, would make one after the other.
+    """
+    exists, sums = await asyncio.gather(
+        run_in_threadpool(Item.objects.filter(pk=item_id).exists),
+        run_in_threadpool(
+            Sale.objects.filter(item=item_id).aggregate, sold=Count("pk"), revenue=Sum("price")
+        ),
+    )
+    if not exists:
+        raise Http404("There is no such item.")
+    return JsonResponse(
+        {"item": item_id, "sold": sums["sold"], "revenue": float(sums["revenue"] or 0)}
+    )
+
+
+async def sell(item_id: int) -> JsonResponse:
+    """Sell one of an item, unless the web shop has no more.
+
+    A transaction belongs to a thread: it is begun and ended in that of the request, where Django's asynchronous methods
+    run, too.
+    """
+    try:
+        item = await Item.objects.aget(pk=item_id)
+        async with contextmanager_in_threadpool(transaction.atomic(), thread_sensitive=True):
+            sale = await Sale.objects.acreate(item=item, price=item.price)
+            stock = Stock.objects.filter(shop=WEB_SHOP, item=item)
+            await stock.aupdate(quantity=F("quantity") - 1)  # which the database refuses below 0
+    except Item.DoesNotExist:
+        raise Http404("There is no such item.") from None
+    except IntegrityError:
+        return JsonResponse({"detail": "There is no more of this item."}, status=409)
+    return JsonResponse({"sale": sale.pk})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+async def sales_of(request: HttpRequest, item_id: int) -> JsonResponse:
+    return await (sell if request.method == "POST" else sold)(item_id)
+
+
+def copy_book() -> Iterator[str]:
+    """Read the book of sales out, some hundred lines of CSV at a time."""
+    sales = Sale.objects.order_by("pk").values_list("pk", "item_id", "price").iterator(500)
+    while some := list(islice(sales, 500)):
+        yield "".join(f"{number},{item_id},{price}\n" for number, item_id, price in some)
+
+
+@require_safe
+async def sales(request: HttpRequest) -> StreamingHttpResponse:
+    """Send the whole book while it is being read; Django would collect all of it before it sent a synchronous iterator.
+
+    In one thread, since the connection that the book is read with belongs to it.
+    """
+    lines = iterate_in_threadpool(copy_book(), same_thread=True)
+    return StreamingHttpResponse(lines, content_type="text/csv")
 
 
 def spin(seconds: float) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from app import router, shop
+from app import lifespan, router, shop
 from asgi_perfkit import PerformanceMiddleware
 
-app = FastAPI()
+app = FastAPI(lifespan=lifespan)
 app.add_middleware(PerformanceMiddleware)
 app.include_router(router)
 app.include_router(shop)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from litestar import Litestar
 from litestar.middleware import DefineMiddleware
 
-from app import route_handlers
+from app import prepare, route_handlers
 from asgi_perfkit import PerformanceMiddleware
 
-app = Litestar(route_handlers, middleware=[DefineMiddleware(PerformanceMiddleware)])
+app = Litestar(
+    route_handlers, middleware=[DefineMiddleware(PerformanceMiddleware)], on_startup=[prepare]
+)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
-from app import routes
+from app import lifespan, routes
 from asgi_perfkit import PerformanceMiddleware
 
-app = Starlette(routes=routes)
+app = Starlette(routes=routes, lifespan=lifespan)
 app.add_middleware(PerformanceMiddleware)

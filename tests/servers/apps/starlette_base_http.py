@@ -8,7 +8,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import routes
+from app import lifespan, routes
 from asgi_perfkit import PerfKit
 
 
@@ -19,4 +19,4 @@ class PoweredBy(BaseHTTPMiddleware):
         return response
 
 
-app = PerfKit(Starlette(routes=routes, middleware=[Middleware(PoweredBy)]))
+app = PerfKit(Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(PoweredBy)]))
