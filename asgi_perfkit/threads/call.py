@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from time import perf_counter_ns
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from asgi_perfkit.steps import current_account
-from asgi_perfkit.threads.limiter import CALL, ENTER, INNER_CALL, INNER_ENTER, Hook
+from asgi_perfkit.threads.limiter import CALL, ENTER, EXIT, INNER_CALL, INNER_ENTER, Hook
 
-__all__ = ["Call", "Pin", "current_pin", "holding", "reraise"]
+__all__ = ["NO_THREAD", "Call", "Pin", "current_pin", "holding", "reraise"]
 
 holding: ContextVar[bool] = ContextVar("asgi_perfkit.threads.holding", default=False)
 """Whether the running code is inside of a manager, and so may hold what others wait for."""
@@ -20,18 +20,25 @@ holding: ContextVar[bool] = ContextVar("asgi_perfkit.threads.holding", default=F
 class Pin(ABC):
     """Keeps one worker thread for the calls that must all run in the same.
 
+    :param loop: the one that it is for.
     :ivar closed: whether the last of them has been made, or is about to be.
     """
 
-    __slots__ = ("closed",)
+    __slots__ = ("closed", "loop")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: object) -> None:
+        self.loop = loop
         self.closed = False
 
     @abstractmethod
     def release(self) -> None:
         """Give the thread back, once no call runs in it; more than once does nothing."""
 
+
+NO_THREAD: Final = (
+    "same_thread=True is for the body of contextmanager_in_threadpool(..., same_thread=True), "
+    "and there is none around here on this event loop, or it has been exited."
+)
 
 current_pin: ContextVar[Pin | None] = ContextVar("asgi_perfkit.threads.pin", default=None)
 """Of the innermost manager with ``same_thread=True`` that the running code is inside of."""
@@ -117,6 +124,13 @@ class Call(ABC):
     @abstractmethod
     def withdraw(self) -> bool:
         """Do not make the call after all; False if it is too late for that."""
+
+    def comes_too_late(self) -> bool:
+        """Whether the manager whose thread the call needs has been exited meanwhile; then that is its error."""
+        if self.pin is None or not self.pin.closed or self.kind == EXIT:
+            return False
+        self.error = RuntimeError(NO_THREAD)
+        return True
 
     def execute(self) -> None:
         """Make the call; runs in the worker thread."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.steps.loop import on_trio
-from asgi_perfkit.threads.call import Call, Pin, current_pin
+from asgi_perfkit.threads.call import NO_THREAD, Call, Pin, current_pin
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 from asgi_perfkit.threads.pool import PooledCall, WorkerPin
 
-__all__ = ["check_choices", "checkpoint", "new_call", "new_pin", "open_pin"]
+__all__ = ["check_choices", "checkpoint", "new_call", "new_pin", "open_pin", "pin_around"]
 
 _NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -59,12 +59,12 @@ def new_pin() -> Pin:
 
     :raises RuntimeError: no event loop runs.
     """
-    if asyncio._get_running_loop() is not None:
-        return WorkerPin()
-    _need_trio()
+    loop = _loop_here()
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return WorkerPin(loop)
     from asgi_perfkit.threads.trio_calls import TrioPin
 
-    return TrioPin()
+    return TrioPin(loop)
 
 
 def open_pin() -> Pin:
@@ -72,13 +72,27 @@ def open_pin() -> Pin:
 
     :raises RuntimeError: there is none.
     """
-    pin = current_pin.get()
-    if pin is None or pin.closed:
-        raise RuntimeError(
-            "same_thread=True is for the body of contextmanager_in_threadpool(..., same_thread=True), "
-            "and there is none around here, or it has been exited."
-        )
+    pin = pin_around()
+    if pin is None:
+        raise RuntimeError(NO_THREAD)
     return pin
+
+
+def pin_around() -> Pin | None:
+    """The same; None if there is none."""
+    pin = current_pin.get()
+    # A function in a thread may run a loop of its own, in the context of who has called it.
+    if pin is None or pin.closed or pin.loop is not _loop_here():
+        return None
+    return pin
+
+
+def _loop_here() -> object:
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        return loop
+    _need_trio()
+    return sys.modules["trio"].lowlevel.current_trio_token()
 
 
 async def checkpoint() -> None:

@@ -9,8 +9,8 @@ from time import perf_counter_ns
 from typing import Any, Final, Generic, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.threads.call import Call, Pin, current_pin, reraise
-from asgi_perfkit.threads.hop import check_choices, checkpoint, new_call, new_pin
+from asgi_perfkit.threads.call import Pin, reraise
+from asgi_perfkit.threads.hop import check_choices, checkpoint, new_call, new_pin, pin_around
 from asgi_perfkit.threads.limiter import CALL, EXIT, ThreadLimiter, default_limiter
 
 __all__ = ["iterate_in_threadpool"]
@@ -69,11 +69,10 @@ async def _iterate(
     iterable: Iterable[T], limiter: ThreadLimiter | None, same_thread: bool, thread_sensitive: bool
 ) -> AsyncGenerator[T, None]:
     context = copy_context()
-    pin = shared = None
-    if same_thread:
-        shared = current_pin.get()
-        pin = new_pin() if shared is None or shared.closed else shared
-    own = pin is not None and pin is not shared
+    pin = pin_around() if same_thread else None
+    own = same_thread and pin is None
+    if own:
+        pin = new_pin()
     source = _Source(iterable, pin, (limiter or default_limiter()) if own else None)
     items = source.items
     # Should the task be forgotten, a garbage collection closes the asynchronous generator, which closes the iterator in
@@ -96,10 +95,13 @@ async def _iterate(
             visit.begin()
             patient = ahead > 1
             while True:
-                source.settle(
-                    visit,
-                    await (visit.wait_a_moment(_PATIENCE_SECONDS) if patient else visit.wait()),
-                )
+                waiting = visit.wait_a_moment(_PATIENCE_SECONDS) if patient else visit.wait()
+                try:
+                    visit.result(await waiting)
+                except BaseException:
+                    if visit.over:
+                        source.raise_error()  # as of any call that was cancelled meanwhile
+                    raise
                 if not visit.over:
                     source.hurried = True
                     patient = False
@@ -189,15 +191,6 @@ class _Source(Generic[T]):
         self.ended = True
         if self._hooks is not None and self._hooks.after is not None:
             self._hooks.after()
-
-    def settle(self, visit: Call, cancelled: BaseException | None) -> None:
-        """Raise what has gone wrong with a `visit`; what the iterator has raised only if nobody will ask for it."""
-        try:
-            if cancelled is not None:
-                self.raise_error()
-            visit.result(cancelled)
-        finally:
-            del cancelled  # its traceback holds this frame
 
     def raise_error(self) -> None:
         """Raise what the iterator has raised, if anything."""

@@ -39,8 +39,8 @@ class WorkerPin(Pin):
 
     __slots__ = ("worker",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, loop: object) -> None:
+        super().__init__(loop)
         self.worker: Worker | None = None
 
     def release(self) -> None:
@@ -81,14 +81,16 @@ class PooledCall(AsyncioCall):
             self.loop.call_later(STALL_SECONDS, self._look_for_stall, seen)
 
     def proceed(self) -> None:
-        try:
-            self.pool.start(self)
-        except RuntimeError as error:  # the system has no thread left
-            self.error = error
-            successor = self.limiter._release(self.kind)
-            self.pool.post(self)
-            if successor is not None:
-                self.loop.call_soon_threadsafe(successor.proceed)
+        if not self.comes_too_late():
+            try:
+                self.pool.start(self)
+                return
+            except RuntimeError as error:  # the system has no thread left
+                self.error = error
+        successor = self.limiter._release(self.kind)
+        self.pool.post(self)
+        if successor is not None:
+            self.pool.tell(successor.proceed)
 
     def _leave_queue(self) -> bool:
         return self.limiter._withdraw(self)
@@ -259,7 +261,7 @@ class Pool:
             with self.lock:
                 ending = {*self.threads, *self._ended}
                 self.closing = True
-                self.dismiss_idle()
+            self.dismiss_idle()
             while any(not worker.kept for worker in list(self.threads)):
                 ending |= self.threads
                 self._fewer = self._loop.create_future()

@@ -36,8 +36,8 @@ class TrioPin(Pin):
 
     __slots__ = ("_calls",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, loop: object) -> None:
+        super().__init__(loop)
         self._calls: SimpleQueue[TrioCall | None] | None = None
 
     def give(self, call: TrioCall) -> None:
@@ -56,8 +56,19 @@ class TrioPin(Pin):
 
 async def _serve(calls: SimpleQueue[TrioCall | None]) -> None:
     token = trio.lowlevel.current_trio_token()
-    # A pin that is still held when the run of trio ends does not hold that up.
-    await trio.to_thread.run_sync(_run_all, calls, token, limiter=_no_limit, abandon_on_cancel=True)
+    try:
+        # A pin that is still held when the run of trio ends does not hold that up.
+        await trio.to_thread.run_sync(
+            _run_all, calls, token, limiter=_no_limit, abandon_on_cancel=True
+        )
+    except (
+        Exception
+    ) as error:  # the system has no thread left; a system task that raises ends all of trio
+        while not calls.empty():
+            call = calls.get()
+            if call is not None:
+                call.error = error
+                call.finish()
 
 
 def _run_all(calls: SimpleQueue[TrioCall | None], token: trio.lowlevel.TrioToken) -> None:
@@ -94,6 +105,9 @@ class TrioCall(Call):
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._acquire()
         if self.pin is not None:
+            if self.comes_too_late():
+                self._give_back()
+                return
             self.pin.give(self)
             with trio.CancelScope(shield=True):
                 await self._ended.wait()
@@ -140,7 +154,9 @@ class TrioCall(Call):
             self._give_back()
 
     def _start_apart(self) -> None:
-        if self.pin is not None:
+        if self.comes_too_late():
+            self.finish()
+        elif self.pin is not None:
             self.pin.give(self)
         else:
             trio.lowlevel.spawn_system_task(self._run_apart)
@@ -164,21 +180,20 @@ class TrioCall(Call):
         self._ended.set()
 
     async def wait(self, *, leaves: bool = True) -> None:
-        with trio.CancelScope(shield=not leaves):
-            try:
-                await self._ended.wait()
-            except BaseException:
-                if self.withdraw():
-                    raise
-                # As after any thread on trio, the cancellation shows at the next checkpoint.
-                with trio.CancelScope(shield=True):
-                    await self._ended.wait()
+        await self._wait_in(trio.CancelScope(shield=not leaves))
 
     async def wait_a_moment(self, seconds: float) -> None:
-        with trio.move_on_after(seconds):
-            await self._ended.wait()
-            return
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._wait_in(trio.CancelScope(deadline=trio.current_time() + seconds))
+
+    async def _wait_in(self, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._ended.wait()
+        except BaseException:
+            if not self.withdraw():
+                with trio.CancelScope(shield=True):
+                    await self._ended.wait()
+            raise
 
     def withdraw(self) -> bool:
         withdrawn = self.limiter._withdraw(self)
