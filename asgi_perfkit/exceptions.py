@@ -12,7 +12,9 @@ __all__ = [
     "ConfigurationError",
     "ConfigurationTypeError",
     "ConfigurationValueError",
+    "NoRequestError",
     "PerfKitError",
+    "QueueFullError",
 ]
 
 
@@ -60,3 +62,41 @@ class ConfigurationTypeError(ConfigurationError, TypeError):
 
 class ConfigurationValueError(ConfigurationError, ValueError):
     """A :class:`ConfigurationError` about a value outside what is allowed."""
+
+
+class NoRequestError(PerfKitError, RuntimeError):
+    """A function that belongs to a request was called outside of any.
+
+    :ivar function: its name.
+    :ivar middleware: the one that has to be around the app for it.
+    """
+
+    def __init__(self, function: str, middleware: str) -> None:
+        super().__init__(
+            f"{function}() was called outside of a request, or {middleware} is not around the app: "
+            f"wrap the app in PerfKit or in {middleware}, and call it while a request is served."
+        )
+        self.function = function
+        self.middleware = middleware
+
+    def __reduce__(self) -> tuple[type[NoRequestError], tuple[str, str]]:
+        return type(self), (self.function, self.middleware)
+
+
+class QueueFullError(PerfKitError, RuntimeError):
+    """A task was not queued, because too many wait already.
+
+    :ivar pending: how many wait.
+    :ivar max_pending: how many may.
+    """
+
+    def __init__(self, pending: int, max_pending: int) -> None:
+        super().__init__(
+            f"{pending} background tasks wait and {max_pending} may: this one was not queued. "
+            "Answer 503 and let the client come again, raise max_pending, or run the work elsewhere."
+        )
+        self.pending = pending
+        self.max_pending = max_pending
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
+        return type(self), (self.pending, self.max_pending)

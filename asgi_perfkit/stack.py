@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
 from asgi_perfkit.steps import DONE
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
@@ -22,19 +23,29 @@ class PerfKit:
     :param app: an ASGI app, single or double callable.
     :param performance: measure each request (:class:`PerformanceMiddleware`): True, False, or a dictionary of that
         middleware's options.
+    :param background: run what :func:`add_task` queues after the response (:class:`BackgroundTaskMiddleware`):
+        likewise.
     :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
     """
 
     def __init__(
-        self, app: Any, *, performance: bool | Mapping[str, Any] = True, **unknown: Any
+        self,
+        app: Any,
+        *,
+        performance: bool | Mapping[str, Any] = True,
+        background: bool | Mapping[str, Any] = True,
+        **unknown: Any,
     ) -> None:
         for option in unknown:
-            raise ConfigurationTypeError.unknown_option("PerfKit", option, ["performance"])
+            raise ConfigurationTypeError.unknown_option(
+                "PerfKit", option, ["performance", "background"]
+            )
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
         self.app: ASGIApp = single_callable(app)
         # From the inside out.
-        self._stack = _wrap(self.app, PerformanceMiddleware, "performance", performance)
+        stack = _wrap(self.app, BackgroundTaskMiddleware, "background", background)
+        self._stack = _wrap(stack, PerformanceMiddleware, "performance", performance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         rest = self._stack(scope, receive, send)
@@ -44,7 +55,7 @@ class PerfKit:
 
 def _wrap(
     app: ASGIApp,
-    middleware: type[PerformanceMiddleware],
+    middleware: type[PerformanceMiddleware | BackgroundTaskMiddleware],
     argument: str,
     wanted: bool | Mapping[str, Any],
 ) -> ASGIApp:

@@ -21,6 +21,8 @@ METRICS: dict[str, float] = {
     "memory_delta": BYTES,
     "thread_wait_time": SECONDS,
     "thread_time": SECONDS,
+    "background_wait_time": SECONDS,
+    "background_time": SECONDS,
     "websocket_time": SECONDS,
     "websocket_messages_in": NUMBER,
     "websocket_messages_out": NUMBER,

@@ -8,6 +8,7 @@ from typing import Any
 from asgi_perfkit.metrics.catalogue import SECONDS
 from asgi_perfkit.metrics.registry import Registry, default_registry
 from asgi_perfkit.metrics.statistics import summarize
+from asgi_perfkit.tasks.supervisor import background_stats
 from asgi_perfkit.threads.limiter import default_limiter
 from asgi_perfkit.threads.pool import count_threads
 
@@ -27,6 +28,7 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
     `thread_pool`       ``threads`` of the kit's that live, ``idle_threads`` among them (asyncio and uvloop; on trio
                         they are trio's), and of the default limiter ``total_tokens``, ``borrowed_tokens``,
                         ``tasks_waiting``, ``exits``, ``rescued``: see :class:`~asgi_perfkit.ThreadLimiter`
+    `background_tasks`  ``pending``, ``running``, ``done``, ``failed``, ``timed_out``, ``cancelled``, ``discarded``
     `metrics`           the kit about itself: ``series`` kept, ``overflowed`` (requests that found no row of their
                         own), ``squeezed`` (values counted in a neighbouring bucket for want of room),
                         ``malformed_messages``, ``resolver_failures``, ``server_timing_failures``, ``kit_failures``
@@ -54,6 +56,7 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
         "idle_threads": idle_threads,
         **asdict(default_limiter().statistics()),
     }
+    stats["background_tasks"] = background_stats()
     with registry.lock:
         rows = registry.series()
         stats["metrics"] = {

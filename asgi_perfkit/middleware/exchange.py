@@ -99,7 +99,7 @@ class Exchange(DrivenAccount):
         self.observers = ()
         self.first = None
         self.parent = parent
-        self.endpoint = self.late = self.observations = None
+        self.endpoint = self.late = self.observations = self.tasks = None
         self.condensed: dict[str, Histogram] | None = None
         self.owner = owner
         self.memory: int | None = None
@@ -156,6 +156,17 @@ class Exchange(DrivenAccount):
             condensed = self.condensed or {}
             copies = {metric: histogram.snapshot() for metric, histogram in condensed.items()}
             return list(self.observations or ()), copies
+
+    def finish_tasks(self, error: BaseException | None) -> None:
+        """Let go of the tasks that were added, if there is somebody for them: the app has returned or raised `error`.
+
+        A response that is with the client stands, also when the server cancels what the app does after it.
+        """
+        if self.tasks is not None:
+            failed = error is not None and not (
+                self._stage == _COMPLETE and _is_cancellation(error)
+            )
+            self.tasks.finish(failed=failed)
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.

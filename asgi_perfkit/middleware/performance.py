@@ -121,6 +121,7 @@ class PerformanceMiddleware:
         if current_account.get() is account:
             current_account.set(account.parent)
         account.end(series)
+        account.finish_tasks(error)
 
     async def _record_too(
         self, exchange: Exchange, scope: Scope, receive: Receive, send: Send

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from threading import RLock
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["Account", "StepObserver", "current_account"]
 
@@ -33,6 +33,18 @@ class LateObserver(Protocol):
         """Note a `value`; may be called from any thread."""
 
 
+class TaskTaker(Protocol):
+    """Takes what is to be done after a piece of work."""
+
+    def add(
+        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Take a task that was added in the work of `account`; may be called from any thread."""
+
+    def finish(self, *, failed: bool) -> None:
+        """The work is over; what was taken may be done, or, if it has `failed`, may not."""
+
+
 class Account:
     """What one piece of work has used so far, its child tasks included.
 
@@ -48,6 +60,7 @@ class Account:
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`; None before the first.
     :ivar late: takes what is observed after the work is over; None before.
+    :ivar tasks: takes what is to be done after the work; None if nobody does that here.
     """
 
     __slots__ = (
@@ -61,6 +74,7 @@ class Account:
         "observers",
         "parent",
         "stepping",
+        "tasks",
     )
 
     def __init__(self) -> None:
@@ -73,6 +87,7 @@ class Account:
         self.endpoint: str | None = None
         self.observations: list[tuple[str, int]] | None = None
         self.late: LateObserver | None = None
+        self.tasks: TaskTaker | None = None
 
     def lineage(self) -> list[Account]:
         """This account and those it was opened in, as far as they are open."""

@@ -1,0 +1,200 @@
+"""Runs work after the response, and waits for it at the shutdown."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
+from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
+from asgi_perfkit.middleware.lifespan import run_lifespan
+from asgi_perfkit.steps import DONE, current_account
+from asgi_perfkit.tasks.supervisor import Supervisor, TaskFailure, TaskQueue
+from asgi_perfkit.threads.limiter import ThreadLimiter
+from asgi_perfkit.types import ASGIApp, Message, Receive, Scope, Send, single_callable
+
+__all__ = ["BackgroundTaskMiddleware"]
+
+_THREADS = 40  # for tasks that are no async functions, as many as there are for requests
+
+Hook = Callable[[], object]
+
+
+class BackgroundTaskMiddleware:
+    """Run what :func:`add_task` queues in a request of `app` after its response.
+
+    The tasks of a request run one after the other, apart from the request: it ends at once. At the shutdown they are
+    waited for, before the app gets its own shutdown, so they can use what the app closes there. Where there is no
+    lifespan (the server has it switched off) the call of the app lasts until the tasks of its request have run.
+
+    A request that raises discards its tasks; a response that the framework has made of an exception keeps them.
+
+    :param app: an ASGI app, single or double callable.
+    :param max_concurrency: of how many requests tasks run at the same time.
+    :param max_pending: how many tasks may wait for their turn; :func:`add_task` raises :class:`QueueFullError` then.
+    :param drain_timeout: seconds that the shutdown waits for tasks. The rest is cancelled, waited for, and reported
+        by name. It should be below the server's own (hypercorn's `shutdown_timeout`, 60).
+    :param run_on_error: run the tasks of a request that raises, too.
+    :param on_error: a function that is told of each task that did not end well (a :class:`TaskFailure`).
+    :param task_hooks: two functions, called in the worker thread before and after each task that is no async
+        function; for Django twice `close_old_connections`.
+    :raises ConfigurationTypeError: an argument of the wrong type.
+    :raises ConfigurationValueError: an argument outside of what is allowed.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        max_concurrency: int = 100,
+        max_pending: int = 10_000,
+        drain_timeout: float = 30.0,
+        run_on_error: bool = False,
+        on_error: Callable[[TaskFailure], object] | None = None,
+        task_hooks: tuple[Hook | None, Hook | None] | None = None,
+    ) -> None:
+        _check(app, max_concurrency, max_pending, drain_timeout, run_on_error, on_error, task_hooks)
+        self.app: ASGIApp = single_callable(app)
+        self._drain_timeout = drain_timeout
+        before, after = task_hooks or (None, None)
+        self._supervisor = Supervisor(
+            max_concurrency=max_concurrency,
+            max_pending=max_pending,
+            limiter=ThreadLimiter(_THREADS, before=before, after=after),
+            run_on_error=run_on_error,
+            on_error=on_error,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        rest = self.serve(scope, receive, send)
+        if rest is not DONE:
+            await rest
+
+    def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """What calling the middleware awaits, to be awaited at once and in the same task."""
+        kind = scope["type"]
+        if kind == "http":
+            exchange_class: type[Exchange] = HTTPExchange
+        elif kind == "websocket":
+            exchange_class = WebSocketExchange
+        elif kind == "lifespan":
+            return self._live(scope, receive, send)
+        else:
+            return self.app(scope, receive, send)
+        exchange = exchange_of(send)
+        work: Awaitable[None]
+        if exchange is None or exchange.closed:
+            exchange = exchange_class(self, current_account.get(), scope, receive, send)
+            exchange.tasks = self._supervisor
+            current_account.set(exchange)
+            try:
+                work = self.app(scope, exchange.receive_message, exchange.send_message)
+            except BaseException as error:
+                self.work_ended(exchange, error)
+                raise
+            work = exchange.begin(work)
+        elif exchange.tasks is not None:  # of a middleware of this kind further out
+            return self.app(scope, receive, send)
+        else:
+            exchange.tasks = self._supervisor
+            work = self.app(scope, receive, send)
+        if self._supervisor.runs_here():
+            return work
+        return self._stay(work, exchange)
+
+    def work_ended(self, account: Exchange, error: BaseException | None) -> None:
+        """End an exchange that this middleware has opened."""
+        account.closed = True
+        if current_account.get() is account:
+            current_account.set(account.parent)
+        account.end(None)
+        account.finish_tasks(error)
+
+    async def _stay(self, work: Awaitable[None], exchange: Exchange) -> None:
+        """Run the tasks of a request in its own call: there is nobody who would wait for them at the shutdown."""
+        await work
+        exchange.finish_tasks(None)
+        if isinstance(exchange.tasks, TaskQueue):
+            await self._supervisor.run_here(exchange.tasks)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        supervisor = self._supervisor
+
+        async def listen() -> Message:
+            message = await receive()
+            kind = message.get("type")
+            if kind == "lifespan.startup":
+                supervisor.open()
+                _outlive_other_workers()
+            elif kind == "lifespan.shutdown":
+                await supervisor.drain(self._drain_timeout)
+            return message
+
+        try:
+            await run_lifespan(self.app, scope, listen, send)
+        finally:
+            supervisor.detach()  # nobody will tell of the shutdown any more
+
+
+def _outlive_other_workers() -> None:
+    """Keep a worker process from being killed while it drains.
+
+    hypercorn 0.18 tells its workers of the end by an event, and when the first of them has ended sends SIGTERM to the
+    others, which have no handler for it. A SIGTERM to all of a process group kills them at once. Both are only meant
+    for the parent, which has told them.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if (
+        process is not None
+        and process.parent_process() is not None
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _ignore)
+
+
+def _ignore(number: int, frame: object) -> None:
+    pass
+
+
+def _check(
+    app: object,
+    max_concurrency: object,
+    max_pending: object,
+    drain_timeout: object,
+    run_on_error: object,
+    on_error: object,
+    task_hooks: object,
+) -> None:
+    """Refuse arguments that cannot be used."""
+    name = BackgroundTaskMiddleware.__name__
+    if not callable(app):
+        raise ConfigurationTypeError(f"{name}(app)", app, "an ASGI application is a callable.")
+    for option, number in (("max_concurrency", max_concurrency), ("max_pending", max_pending)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ConfigurationTypeError(f"{name}({option}=...)", number, "give a whole number.")
+        if number < 1:
+            raise ConfigurationValueError(f"{name}({option}=...)", number, "give 1 or more.")
+    if not isinstance(drain_timeout, (int, float)) or isinstance(drain_timeout, bool):
+        raise ConfigurationTypeError(f"{name}(drain_timeout=...)", drain_timeout, "give seconds.")
+    if not drain_timeout >= 0:
+        raise ConfigurationValueError(
+            f"{name}(drain_timeout=...)", drain_timeout, "give 0 seconds or more."
+        )
+    if not isinstance(run_on_error, bool):
+        raise ConfigurationTypeError(f"{name}(run_on_error=...)", run_on_error, "True or False.")
+    if on_error is not None and not callable(on_error):
+        raise ConfigurationTypeError(
+            f"{name}(on_error=...)", on_error, "give a function of a TaskFailure, or None."
+        )
+    if task_hooks is not None and not (
+        isinstance(task_hooks, tuple)
+        and len(task_hooks) == 2
+        and all(hook is None or callable(hook) for hook in task_hooks)
+    ):
+        raise ConfigurationTypeError(
+            f"{name}(task_hooks=...)", task_hooks, "give two functions, (before, after), or None."
+        )

@@ -1,0 +1,181 @@
+"""One task: a function with its arguments, in the context it was added in."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context, copy_context
+from time import perf_counter_ns
+from types import coroutine
+from typing import Any
+
+from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
+from asgi_perfkit.steps import Account, current_account
+from asgi_perfkit.threads.hop import new_call
+from asgi_perfkit.threads.limiter import CALL, ThreadLimiter
+
+__all__ = ["Item", "task_options"]
+
+
+class task_options:  # noqa: N801  # used like a function
+    """A function as a task, with options of its own: ``add_task(task_options(send_mail, timeout=10), user)``.
+
+    :param func: the function, or any other callable; calling this calls it.
+    :param timeout: seconds after which the task is given up, counted from its start, not from when it was added. An
+        async function is cancelled. A thread cannot be: its function is reported as timed out then, and waited for.
+    :raises ConfigurationTypeError: `func` is no function that a task can be made of, or `timeout` is no number.
+    :raises ConfigurationValueError: `timeout` is not above 0.
+    """
+
+    def __init__(self, func: Callable[..., Any], *, timeout: float | None = None) -> None:
+        check_callable("task_options(func)", func)
+        if timeout is not None:
+            if type(timeout) not in (int, float):
+                raise ConfigurationTypeError(
+                    "task_options(timeout=...)", timeout, "give seconds, or None for no limit."
+                )
+            if not timeout > 0:
+                raise ConfigurationValueError(
+                    "task_options(timeout=...)", timeout, "give more than 0 seconds, or None."
+                )
+        self.func = func
+        self.timeout = timeout
+        functools.update_wrapper(self, func, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"task_options({self.func!r}, timeout={self.timeout!r})"
+
+
+class Item:
+    """A task that waits for its turn, or has it.
+
+    :ivar function: what is called.
+    :ivar is_async: whether calling it gives a coroutine.
+    :ivar context: the copy of the context it was added in, in which it runs.
+    :ivar account: of the piece of work that added it; None if that is not measured.
+    :ivar added_ns: when it was added, on the monotonic clock.
+    :ivar timeout: how many seconds it may take; None for as long as it likes.
+    """
+
+    __slots__ = (
+        "account",
+        "added_ns",
+        "args",
+        "context",
+        "function",
+        "is_async",
+        "kwargs",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.timeout: float | None = None
+        if type(function) is task_options:
+            self.timeout = function.timeout
+            function = function.func
+        else:
+            check_callable("add_task(func)", function)
+        self.function = function
+        self.is_async = is_async(function)
+        self.args = args
+        self.kwargs = kwargs
+        self.context: Context = copy_context()
+        self.account: Account | None = current_account.get()
+        self.added_ns = perf_counter_ns()
+
+    @property
+    def name(self) -> str:
+        """The function's module and name."""
+        return name_of(self.function)
+
+    def describe(self) -> str:
+        """The call with the types of its arguments; their values may be secrets."""
+        arguments = [type(argument).__qualname__ for argument in self.args]
+        arguments += [f"{name}={type(value).__qualname__}" for name, value in self.kwargs.items()]
+        return f"{self.name}({', '.join(arguments)})"
+
+    def start(self, limiter: ThreadLimiter | None) -> Awaitable[None]:
+        """Run the task: an async function here, any other in a worker thread.
+
+        :raises: what calling an async function raises, before it is a coroutine.
+        """
+        if self.is_async:
+            context = self.context
+            return in_context(context.run(self.function, *self.args, **self.kwargs), context)
+        return self._call_in_thread(limiter)
+
+    async def _call_in_thread(self, limiter: ThreadLimiter | None) -> None:
+        call = new_call(self.context, CALL, self.function, self.args, self.kwargs, limiter=limiter)
+        value = call.result(await call.run())
+        if hasattr(type(value), "__await__"):  # a lambda around a coroutine function, for one
+            await in_context(_awaited(value), self.context)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine."""
+    if inspect.iscoroutinefunction(function):
+        return True
+    if isinstance(function, functools.partial):
+        return is_async(function.func)
+    if inspect.isroutine(function) or inspect.isclass(function):
+        return False
+    return inspect.iscoroutinefunction(type(function).__call__)
+
+
+def name_of(function: object) -> str:
+    """The module and the name of a function, a method, a partial or another callable."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', '?')}"
+
+
+def check_callable(subject: str, function: object) -> None:
+    """Refuse what no task can be made of.
+
+    :raises ConfigurationTypeError: so it is.
+    """
+    if callable(function):
+        return
+    remedy = "give a function, and its arguments behind it."
+    if inspect.iscoroutine(function):
+        function.close()  # or Python warns that it was never awaited
+        remedy = "that function has been called already; give it and its arguments: (send, user) for send(user)."
+    raise ConfigurationTypeError(subject, function, remedy)
+
+
+async def _awaited(awaitable: Awaitable[object]) -> None:
+    await awaitable
+
+
+@coroutine
+def in_context(work: Any, context: Context) -> Generator[Any, Any, None]:
+    """Await the coroutine `work`, taking each of its steps in `context`."""
+    run = context.run
+    resume, argument = work.send, None
+    while True:
+        try:
+            yielded = run(resume, argument)
+        except StopIteration:
+            return
+        finally:
+            argument = None
+        try:
+            argument = yield yielded
+            resume = work.send
+        except GeneratorExit:
+            run(work.close)
+            raise
+        except BaseException as thrown:
+            # This frame is not where it comes from; and thrown in after this block, so that it is not its own context.
+            argument = thrown.with_traceback(thrown.__traceback__ and thrown.__traceback__.tb_next)
+            resume = work.throw

@@ -1,0 +1,413 @@
+"""Runs the tasks that requests leave behind, and answers for each of them.
+
+The rules:
+
+* The tasks of one request run one after the other, in the order they were added; those of different requests at the
+  same time, `max_concurrency` requests at once.
+* Every task that was accepted is, in the end, done, failed, timed out, cancelled or discarded, and counted as that. Of
+  all but the first a line is logged, and `on_error` is told.
+* Whatever a task raises stays with it: the next one runs. Only the cancellation of the supervisor's own work by the
+  loop is another matter: it ends that, and what had not been run is told of as cancelled.
+* There are at most `max_pending` tasks that wait for their turn; who adds one more is told so.
+
+It knows nothing of requests: a queue is filled while one is served, and then released, or discarded.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from time import perf_counter_ns
+from typing import Any, Literal
+
+from asgi_perfkit.exceptions import QueueFullError
+from asgi_perfkit.steps import Account
+from asgi_perfkit.tasks.item import Item
+from asgi_perfkit.tasks.lists import TaskList
+from asgi_perfkit.tasks.loops import Flag, Job, Loop, running_loop
+from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
+
+__all__ = ["Supervisor", "TaskFailure", "TaskQueue", "background_stats", "run_alone"]
+
+logger = logging.getLogger("asgi_perfkit")
+
+Reason = Literal["failed", "timed_out", "cancelled", "discarded"]
+
+_SETTLED = ("done", "failed", "timed_out", "cancelled", "discarded")
+
+
+@dataclass(frozen=True)
+class TaskFailure:
+    """A task that did not end well, for `on_error`.
+
+    :ivar name: module and name of its function.
+    :ivar reason: `failed`: it raised; `timed_out`: it took longer than its time-out; `cancelled`: it could not finish,
+        or not even start, before the shutdown; `discarded`: the request that added it raised.
+    :ivar error: what it raised; None if that is not the reason.
+    :ivar function: the function itself, with `args` and `kwargs`: whoever keeps these can run it again.
+    """
+
+    name: str
+    reason: Reason
+    error: BaseException | None
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+OnError = Callable[[TaskFailure], object]
+Entry = Item | TaskList
+
+
+class TaskQueue:
+    """The tasks of one request."""
+
+    __slots__ = ("_entries", "_scheduled", "_state", "_supervisor")
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._entries: deque[Entry] = deque()
+        self._state: Literal["filling", "released", "discarded"] = "filling"
+        self._scheduled = False  # whether it is running, or will be without further ado
+
+    def add(
+        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Queue a task, or a list of them; from any thread.
+
+        :raises QueueFullError: too many tasks wait for their turn.
+        """
+        entry: Entry
+        if isinstance(function, TaskList):
+            if args or kwargs:
+                raise TypeError("add_task(tasks) takes no arguments for a list of tasks.")
+            entry = function
+        else:
+            entry = Item(function, args, kwargs)
+        supervisor = self._supervisor
+        supervisor.expect(len(entry) if isinstance(entry, TaskList) else 1)
+        with supervisor.lock:
+            state = self._state
+            if state != "discarded":
+                self._entries.append(entry)
+            late = state == "released" and not self._scheduled
+            if late:
+                self._scheduled = True
+        if state == "discarded":
+            supervisor.account_for(_items_of([entry]), "discarded")
+        elif late:
+            supervisor.schedule(self)
+
+    def finish(self, *, failed: bool) -> None:
+        """The request is over: its tasks may run, or, if it has `failed`, are discarded. A second time is nothing."""
+        supervisor = self._supervisor
+        with supervisor.lock:
+            if self._state != "filling":
+                return
+            if failed and not supervisor.run_on_error:
+                self._state = "discarded"
+            else:
+                self._state = "released"
+                self._scheduled = bool(self._entries)
+        if self._state == "discarded":
+            supervisor.account_for(_items_of(self.take_all()), "discarded")
+        elif self._scheduled and supervisor.runs_here():
+            supervisor.schedule(self)
+
+    def take(self) -> Entry | None:
+        """The next one; after None it has to be scheduled again."""
+        entries = self._entries
+        if not entries:
+            with self._supervisor.lock:  # `add` looks at both
+                if not entries:
+                    self._scheduled = False
+                    return None
+        return entries.popleft()
+
+    def take_all(self) -> list[Entry]:
+        """All that are there, none of which will run."""
+        with self._supervisor.lock:
+            entries = list(self._entries)
+            self._entries.clear()
+            self._scheduled = False
+            return entries
+
+
+class Supervisor:
+    """Runs queues, and answers for their tasks.
+
+    :param max_concurrency: how many queues run at the same time.
+    :param max_pending: how many tasks may wait for their turn.
+    :param limiter: for those that are not async and run in worker threads.
+    :param run_on_error: whether the tasks of a request that has failed run all the same.
+    :param on_error: told of each task that did not end well, in whatever thread that is found. What it raises is
+        logged.
+    :ivar lock: held while queues and counts are changed.
+    :ivar counts: what has become of tasks.
+    :ivar is_open: whether queues run apart from who releases them.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_concurrency: int,
+        max_pending: int,
+        limiter: ThreadLimiter,
+        run_on_error: bool = False,
+        on_error: OnError | None = None,
+    ) -> None:
+        self.run_on_error = run_on_error
+        self._max_concurrency = max_concurrency
+        self._max_pending = max_pending
+        self._limiter = limiter
+        self._on_error = on_error
+        self.lock = Lock()
+        self.is_open = False
+        self._closed = False
+        self.counts = dict.fromkeys(_SETTLED, 0)
+        self._unsettled = 0  # accepted, and none of these yet
+        self._running: set[Item] = set()
+        self._loop: Loop | None = None
+        self._ready: deque[TaskQueue] = deque()
+        self._runners: set[_Runner] = set()
+        self._drained: Flag | None = None
+        _supervisors.add(self)
+
+    # ---- for queues
+
+    def add(
+        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Make the queue of a request, and begin it; see :meth:`TaskQueue.add`."""
+        with self.lock:
+            queue = account.tasks
+            if queue is self:  # or another thread of the request was faster
+                queue = account.tasks = TaskQueue(self)
+        assert queue is not None
+        queue.add(account, function, args, kwargs)
+
+    def finish(self, *, failed: bool) -> None:
+        """Nothing was added in this request."""
+
+    def expect(self, number: int) -> None:
+        """Count so many tasks more that wait.
+
+        :raises QueueFullError: that is too many.
+        """
+        with self.lock:
+            pending = self._unsettled - len(self._running)
+            if pending + number > self._max_pending:
+                raise QueueFullError(pending, self._max_pending)
+            self._unsettled += number
+
+    def schedule(self, queue: TaskQueue) -> None:
+        """Run `queue` when there is room for it; from any thread."""
+        loop = self._loop
+        if (
+            loop is None
+        ):  # it was never open, and who released the queue has waited for its end already
+            self._give_up(queue)
+        elif loop.is_current():
+            self._admit(queue)
+        elif not loop.call_soon(partial(self._admit, queue)):
+            self._give_up(queue)
+
+    def statistics(self) -> dict[str, int]:
+        """How many tasks wait, run, and have become what."""
+        with self.lock:
+            running = len(self._running)
+            return {"pending": self._unsettled - running, "running": running, **self.counts}
+
+    # ---- for who owns it
+
+    def open(self) -> None:
+        """Run queues on the running loop from now on."""
+        self._loop = running_loop()
+        self._drained = None
+        self._closed = False
+        self.is_open = True
+
+    def runs_here(self) -> bool:
+        """Whether a queue that is scheduled runs by itself, on the loop of the caller."""
+        return self.is_open and self._loop is not None and self._loop.is_current()
+
+    def detach(self) -> None:
+        """Take no more queues; those that were scheduled are run to their end, as long as the loop lives."""
+        self.is_open = False
+
+    async def run_here(self, queue: TaskQueue) -> None:
+        """Run a queue that was released and is not scheduled, and wait for its end."""
+        loop = running_loop()
+        await loop.together([partial(self._run, loop, queue)])
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until all that was accepted is done, at most so many `seconds`; then cancel the rest, and wait for that.
+
+        After it the supervisor is closed.
+        """
+        loop = self._loop
+        if loop is None:
+            return
+        if self._runners or self._ready:
+            self._drained = loop.flag()
+            if not await self._drained.wait(seconds):
+                self._closed = True
+                for queue in list(self._ready):
+                    self._give_up(queue)
+                self._ready.clear()
+                self._drained = loop.flag()
+                for runner in list(self._runners):
+                    runner.job.cancel()
+                if self._runners:
+                    await self._drained.wait()
+        self._closed = True
+        self.is_open = False
+
+    # ---- inside
+
+    def _admit(self, queue: TaskQueue) -> None:
+        if self._closed:  # while it was on its way here
+            self._give_up(queue)
+            return
+        self._ready.append(queue)
+        if len(self._runners) < self._max_concurrency:
+            assert self._loop is not None
+            runner = _Runner()
+            self._runners.add(runner)
+            runner.job = self._loop.start(partial(self._run_ready, self._loop, runner))
+
+    async def _run_ready(self, loop: Loop, runner: _Runner) -> None:
+        try:
+            while self._ready:
+                await self._run(loop, self._ready.popleft())
+        finally:
+            self._runners.discard(runner)
+            if not self._runners and self._drained is not None:
+                self._drained.set()
+
+    async def _run(self, loop: Loop, queue: TaskQueue) -> None:
+        try:
+            while (entry := queue.take()) is not None:
+                if isinstance(entry, Item):
+                    await self._run_item(loop, entry)
+                else:
+                    await self._run_list(loop, entry)
+        except BaseException:  # the loop has cancelled this
+            self._give_up(queue)
+            raise
+
+    async def _run_list(self, loop: Loop, tasks: TaskList) -> None:
+        groups = tasks.take()
+        try:
+            for group in groups:
+                if len(group) == 1:
+                    await self._run_item(loop, group[0])
+                else:
+                    await loop.together([partial(self._run_item, loop, item) for item in group])
+        finally:
+            self.account_for((item for group in groups for item in group), "cancelled")
+
+    async def _run_item(self, loop: Loop, item: Item) -> None:
+        self._running.add(item)
+        account = item.account
+        started_ns = perf_counter_ns()
+        reason: Reason | Literal["done"] = "done"
+        error = None
+        try:
+            if item.timeout is None:
+                await item.start(self._limiter)
+            elif not await loop.attempt(item.start(self._limiter), item.timeout):
+                reason = "timed_out"
+        except BaseException as raised:
+            if loop.is_cancellation(raised):
+                reason = "cancelled"
+                raise
+            reason, error = "failed", raised
+        finally:
+            if account is not None:
+                account.observe("background_wait_time", started_ns - item.added_ns)
+                account.observe("background_time", perf_counter_ns() - started_ns)
+            self._running.discard(item)
+            with self.lock:
+                self._unsettled -= 1
+                self.counts[reason] += 1
+            if reason != "done":
+                self._tell(item, reason, error)
+            del error, item
+
+    def _give_up(self, queue: TaskQueue) -> None:
+        """Account for what a queue still holds, and what will not run."""
+        self.account_for(_items_of(queue.take_all()), "cancelled")
+
+    def account_for(self, items: Iterable[Item], reason: Reason) -> None:
+        """Account for tasks that waited and will not run."""
+        for item in items:
+            with self.lock:
+                self._unsettled -= 1
+                self.counts[reason] += 1
+            self._tell(item, reason, None)
+
+    def _tell(self, item: Item, reason: Reason, error: BaseException | None) -> None:
+        if reason == "failed":
+            logger.error("The background task %s failed.", item.describe(), exc_info=error)
+        elif reason == "timed_out":
+            logger.error(
+                "The background task %s was given up after %g s.", item.describe(), item.timeout
+            )
+        elif reason == "cancelled":
+            logger.error(
+                "The background task %s could not finish before the shutdown.", item.describe()
+            )
+        else:
+            logger.warning(
+                "The background task %s was discarded: its request failed.", item.describe()
+            )
+        if self._on_error is None:
+            return
+        try:
+            self._on_error(
+                TaskFailure(item.name, reason, error, item.function, item.args, item.kwargs)
+            )
+        except Exception as failure:
+            logger.error("on_error failed for %s.", item.describe(), exc_info=failure)
+
+
+class _Runner:
+    """One of those that take queues in turn."""
+
+    job: Job
+
+
+def _items_of(entries: Iterable[Entry]) -> Iterator[Item]:
+    for entry in entries:
+        if isinstance(entry, Item):
+            yield entry
+        else:
+            for group in entry.take():
+                yield from group
+
+
+async def run_alone(tasks: TaskList) -> None:
+    """Run a list that belongs to nobody else, and wait for its end."""
+    supervisor = Supervisor(
+        max_concurrency=1, max_pending=max(1, len(tasks)), limiter=default_limiter()
+    )
+    supervisor.expect(len(tasks))
+    await supervisor._run_list(running_loop(), tasks)
+
+
+_supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+def background_stats() -> dict[str, int]:
+    """The tasks of all supervisors of the process that live, by what became of them."""
+    stats = dict.fromkeys(("pending", "running", *_SETTLED), 0)
+    for supervisor in list(_supervisors):
+        for name, number in supervisor.statistics().items():
+            stats[name] += number
+    return stats

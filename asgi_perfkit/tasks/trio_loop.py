@@ -1,0 +1,73 @@
+"""The trio side of :mod:`asgi_perfkit.tasks.loops`; imported only where trio runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from math import inf
+
+import trio
+
+from asgi_perfkit.tasks.loops import Flag, Job, Work
+
+__all__ = ["TrioLoop"]
+
+
+class TrioLoop:
+    """A run of trio."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+
+    def start(self, work: Work) -> Job:
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await work()
+
+        trio.lowlevel.spawn_system_task(run, context=Context())
+        return scope
+
+    def call_soon(self, callback: Callable[[], object]) -> bool:
+        try:
+            self._token.run_sync_soon(callback)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    def is_current(self) -> bool:
+        try:
+            return trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
+
+    def flag(self) -> Flag:
+        return _TrioFlag()
+
+    async def attempt(self, work: Awaitable[object], seconds: float) -> bool:
+        with trio.move_on_after(seconds) as scope:
+            await work
+            await trio.lowlevel.checkpoint_if_cancelled()  # after a thread, which was waited for
+        return not scope.cancelled_caught
+
+    def is_cancellation(self, error: BaseException) -> bool:
+        return isinstance(error, trio.Cancelled)
+
+    async def together(self, works: Sequence[Work]) -> None:
+        async with trio.open_nursery() as nursery:
+            for work in works:
+                nursery.start_soon(work)
+
+
+class _TrioFlag:
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        with trio.move_on_after(inf if seconds is None else seconds):
+            await self._event.wait()
+        return self._event.is_set()
