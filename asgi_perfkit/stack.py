@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
@@ -13,6 +13,8 @@ from asgi_perfkit.steps import DONE
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["PerfKit"]
+
+M = TypeVar("M")
 
 
 class PerfKit:
@@ -43,22 +45,30 @@ class PerfKit:
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
         self.app: ASGIApp = single_callable(app)
+        self._supervisor = None
+        self._stack = self.app
         # From the inside out.
-        stack = _wrap(self.app, BackgroundTaskMiddleware, "background", background)
-        self._stack = _wrap(stack, PerformanceMiddleware, "performance", performance)
+        tasks = _make(BackgroundTaskMiddleware, self._stack, "background", background)
+        if tasks is not None:
+            self._supervisor = tasks.supervisor
+            self._stack = tasks.serve
+        metrics = _make(PerformanceMiddleware, self._stack, "performance", performance)
+        if metrics is not None:
+            self._stack = metrics.serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        rest = self._stack(scope, receive, send)
-        if rest is not DONE:
-            await rest
+        try:
+            rest = self._stack(scope, receive, send)
+            if rest is not DONE:
+                await rest
+        finally:
+            if self._supervisor is not None and self._supervisor.unclaimed:
+                await self._supervisor.run_unclaimed()
 
 
-def _wrap(
-    app: ASGIApp,
-    middleware: type[PerformanceMiddleware | BackgroundTaskMiddleware],
-    argument: str,
-    wanted: bool | Mapping[str, Any],
-) -> ASGIApp:
+def _make(
+    middleware: Callable[..., M], app: ASGIApp, argument: str, wanted: bool | Mapping[str, Any]
+) -> M | None:
     """Put `middleware` around `app` if it is wanted, with its options if there are any."""
     if not isinstance(wanted, (bool, Mapping)):
         raise ConfigurationTypeError(
@@ -67,11 +77,11 @@ def _wrap(
             "give True, False, or a dictionary of the middleware's options.",
         )
     if wanted is False:
-        return app
+        return None
     options = {} if wanted is True else dict(wanted)
     parameters = inspect.signature(middleware).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             raise ConfigurationTypeError.unknown_option(f"PerfKit({argument}=...)", option, known)
-    return middleware(app, **options).serve
+    return middleware(app, **options)

@@ -12,7 +12,7 @@ from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueEr
 from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
 from asgi_perfkit.middleware.lifespan import run_lifespan
 from asgi_perfkit.steps import DONE, current_account
-from asgi_perfkit.tasks.supervisor import Supervisor, TaskFailure, TaskQueue
+from asgi_perfkit.tasks.supervisor import Supervisor, TaskFailure
 from asgi_perfkit.threads.limiter import ThreadLimiter
 from asgi_perfkit.types import ASGIApp, Message, Receive, Scope, Send, single_callable
 
@@ -60,7 +60,7 @@ class BackgroundTaskMiddleware:
         self.app: ASGIApp = single_callable(app)
         self._drain_timeout = drain_timeout
         before, after = task_hooks or (None, None)
-        self._supervisor = Supervisor(
+        self.supervisor = Supervisor(
             max_concurrency=max_concurrency,
             max_pending=max_pending,
             limiter=ThreadLimiter(_THREADS, before=before, after=after),
@@ -69,12 +69,28 @@ class BackgroundTaskMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        rest = self.serve(scope, receive, send)
-        if rest is not DONE:
-            await rest
+        supervisor = self.supervisor
+        error: BaseException | None = None
+        try:
+            rest = self.serve(scope, receive, send)
+            if rest is not DONE:
+                await rest
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            outer = exchange_of(send)
+            if outer is not None and not supervisor.runs_here():
+                outer.finish_tasks(error)  # or it would do that when this has returned
+            error = None  # it holds this frame
+            if supervisor.unclaimed:
+                await supervisor.run_unclaimed()
 
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """What calling the middleware awaits, to be awaited at once and in the same task."""
+        """What calling the middleware awaits, to be awaited at once and in the same task.
+
+        Whoever calls it looks for `supervisor.unclaimed` afterwards, as `__call__` does.
+        """
         kind = scope["type"]
         if kind == "http":
             exchange_class: type[Exchange] = HTTPExchange
@@ -85,25 +101,19 @@ class BackgroundTaskMiddleware:
         else:
             return self.app(scope, receive, send)
         exchange = exchange_of(send)
-        work: Awaitable[None]
         if exchange is None or exchange.closed:
             exchange = exchange_class(self, current_account.get(), scope, receive, send)
-            exchange.tasks = self._supervisor
+            exchange.tasks = self.supervisor
             current_account.set(exchange)
             try:
                 work = self.app(scope, exchange.receive_message, exchange.send_message)
             except BaseException as error:
                 self.work_ended(exchange, error)
                 raise
-            work = exchange.begin(work)
-        elif exchange.tasks is not None:  # of a middleware of this kind further out
-            return self.app(scope, receive, send)
-        else:
-            exchange.tasks = self._supervisor
-            work = self.app(scope, receive, send)
-        if self._supervisor.runs_here():
-            return work
-        return self._stay(work, exchange)
+            return exchange.begin(work)
+        if exchange.tasks is None:  # or it is that of a middleware of this kind further out
+            exchange.tasks = self.supervisor
+        return self.app(scope, receive, send)
 
     def work_ended(self, account: Exchange, error: BaseException | None) -> None:
         """End an exchange that this middleware has opened."""
@@ -113,15 +123,8 @@ class BackgroundTaskMiddleware:
         account.end(None)
         account.finish_tasks(error)
 
-    async def _stay(self, work: Awaitable[None], exchange: Exchange) -> None:
-        """Run the tasks of a request in its own call: there is nobody who would wait for them at the shutdown."""
-        await work
-        exchange.finish_tasks(None)
-        if isinstance(exchange.tasks, TaskQueue):
-            await self._supervisor.run_here(exchange.tasks)
-
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        supervisor = self._supervisor
+        supervisor = self.supervisor
 
         async def listen() -> Message:
             message = await receive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextvars import Context, copy_context
 from time import perf_counter_ns
 from types import coroutine
@@ -15,7 +15,7 @@ from asgi_perfkit.steps import Account, current_account
 from asgi_perfkit.threads.hop import new_call
 from asgi_perfkit.threads.limiter import CALL, ThreadLimiter
 
-__all__ = ["Item", "task_options"]
+__all__ = ["Item", "TaskList", "task_options"]
 
 
 class task_options:  # noqa: N801  # used like a function
@@ -118,6 +118,27 @@ class Item:
         value = call.result(await call.run())
         if hasattr(type(value), "__await__"):  # a lambda around a coroutine function, for one
             await in_context(_awaited(value), self.context)
+
+
+class TaskList:
+    """Tasks that are run together."""
+
+    def __init__(self) -> None:
+        self._items: list[Item] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
+        """Add a function, sync or async, with its arguments; it runs in a copy of the context that it is added in.
+
+        :raises ConfigurationTypeError: `func` is not callable.
+        """
+        self._items.append(Item(func, args, kwargs))
+
+    def take(self) -> Iterator[list[Item]]:
+        """Take the tasks out, in the groups that run at the same time."""
+        raise NotImplementedError
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
-from asgi_perfkit.tasks.item import Item
+from asgi_perfkit.tasks.item import Item, TaskList
+from asgi_perfkit.tasks.supervisor import run_alone
 
-__all__ = ["BackgroundTasks", "BatchedBackgroundTasks", "TaskList"]
+__all__ = ["BackgroundTasks", "BatchedBackgroundTasks"]
 
 
-class TaskList:
-    """Tasks that are run together."""
-
-    def __init__(self) -> None:
-        self._items: list[Item] = []
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
-        """Add a function, sync or async, with its arguments; it runs in a copy of the context that it is added in.
-
-        :raises ConfigurationTypeError: `func` is not callable.
-        """
-        self._items.append(Item(func, args, kwargs))
-
+class _RunnableList(TaskList):
     async def run(self) -> None:
         """Run the tasks that are there, each once. One that fails is logged with its traceback, and the next one runs.
 
         Sync functions run in worker threads, under the default limiter.
         """
-        from asgi_perfkit.tasks.supervisor import run_alone
-
         await run_alone(self)
 
-    def take(self) -> Iterator[list[Item]]:
-        """Take the tasks out, in the groups that run at the same time."""
-        raise NotImplementedError
 
-
-class BackgroundTasks(TaskList):
+class BackgroundTasks(_RunnableList):
     """Tasks that run one after the other, in the order they were added."""
 
     def take(self) -> Iterator[list[Item]]:
@@ -50,7 +29,7 @@ class BackgroundTasks(TaskList):
             yield [item]
 
 
-class BatchedBackgroundTasks(TaskList):
+class BatchedBackgroundTasks(_RunnableList):
     """Tasks that run in batches, each batch at the same time, one batch after the other.
 
     :param batch_size: how many tasks are a batch.

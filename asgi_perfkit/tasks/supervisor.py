@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 from asgi_perfkit.exceptions import QueueFullError
 from asgi_perfkit.steps import Account
-from asgi_perfkit.tasks.item import Item
-from asgi_perfkit.tasks.lists import TaskList
-from asgi_perfkit.tasks.loops import Flag, Job, Loop, running_loop
+from asgi_perfkit.tasks.item import Item, TaskList
+from asgi_perfkit.tasks.loop import Flag, Job, Loop
+from asgi_perfkit.tasks.running import running_loop
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 
 __all__ = ["Supervisor", "TaskFailure", "TaskQueue", "background_stats", "run_alone"]
@@ -116,8 +116,11 @@ class TaskQueue:
                 self._scheduled = bool(self._entries)
         if self._state == "discarded":
             supervisor.account_for(_items_of(self.take_all()), "discarded")
-        elif self._scheduled and supervisor.runs_here():
-            supervisor.schedule(self)
+        elif self._scheduled:
+            if supervisor.runs_here():
+                supervisor.schedule(self)
+            else:
+                supervisor.unclaimed.append(self)
 
     def take(self) -> Entry | None:
         """The next one; after None it has to be scheduled again."""
@@ -150,6 +153,7 @@ class Supervisor:
     :ivar lock: held while queues and counts are changed.
     :ivar counts: what has become of tasks.
     :ivar is_open: whether queues run apart from who releases them.
+    :ivar unclaimed: those that were released while they did not: for who has served the request to run, at once.
     """
 
     def __init__(
@@ -168,6 +172,7 @@ class Supervisor:
         self._on_error = on_error
         self.lock = Lock()
         self.is_open = False
+        self.unclaimed: deque[TaskQueue] = deque()
         self._closed = False
         self.counts = dict.fromkeys(_SETTLED, 0)
         self._unsettled = 0  # accepted, and none of these yet
@@ -240,10 +245,13 @@ class Supervisor:
         """Take no more queues; those that were scheduled are run to their end, as long as the loop lives."""
         self.is_open = False
 
-    async def run_here(self, queue: TaskQueue) -> None:
-        """Run a queue that was released and is not scheduled, and wait for its end."""
+    async def run_unclaimed(self) -> None:
+        """Run the queues that nobody else will, and wait for their end."""
         loop = running_loop()
-        await loop.together([partial(self._run, loop, queue)])
+        queues = []
+        while self.unclaimed:
+            queues.append(self.unclaimed.popleft())
+        await loop.together([partial(self._run, loop, queue) for queue in queues])
 
     async def drain(self, seconds: float) -> None:
         """Wait until all that was accepted is done, at most so many `seconds`; then cancel the rest, and wait for that.

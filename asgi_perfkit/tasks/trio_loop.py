@@ -1,4 +1,4 @@
-"""The trio side of :mod:`asgi_perfkit.tasks.loops`; imported only where trio runs."""
+"""The trio side of :mod:`asgi_perfkit.tasks.loop`; imported only where trio runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import inf
 
 import trio
 
-from asgi_perfkit.tasks.loops import Flag, Job, Work
+from asgi_perfkit.tasks.loop import Flag, Job, Work
 
 __all__ = ["TrioLoop"]
 
@@ -20,14 +20,14 @@ class TrioLoop:
         self._token = trio.lowlevel.current_trio_token()
 
     def start(self, work: Work) -> Job:
-        scope = trio.CancelScope()
+        cancel_scope = trio.CancelScope()
 
         async def run() -> None:
-            with scope:
+            with cancel_scope:
                 await work()
 
         trio.lowlevel.spawn_system_task(run, context=Context())
-        return scope
+        return cancel_scope
 
     def call_soon(self, callback: Callable[[], object]) -> bool:
         try:
@@ -46,10 +46,10 @@ class TrioLoop:
         return _TrioFlag()
 
     async def attempt(self, work: Awaitable[object], seconds: float) -> bool:
-        with trio.move_on_after(seconds) as scope:
+        with trio.move_on_after(seconds) as cancel_scope:
             await work
             await trio.lowlevel.checkpoint_if_cancelled()  # after a thread, which was waited for
-        return not scope.cancelled_caught
+        return not cancel_scope.cancelled_caught
 
     def is_cancellation(self, error: BaseException) -> bool:
         return isinstance(error, trio.Cancelled)

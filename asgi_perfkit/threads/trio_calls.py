@@ -185,9 +185,9 @@ class TrioCall(Call):
     async def wait_a_moment(self, seconds: float) -> None:
         await self._wait_in(trio.CancelScope(deadline=trio.current_time() + seconds))
 
-    async def _wait_in(self, scope: trio.CancelScope) -> None:
+    async def _wait_in(self, cancel_scope: trio.CancelScope) -> None:
         try:
-            with scope:
+            with cancel_scope:
                 await self._ended.wait()
         except BaseException:
             if not self.withdraw():

@@ -26,7 +26,7 @@ from asgi_perfkit.metrics.monitor import RuntimeMonitor, rss_reader
 from tests.metrics.driver import ok_app, request
 
 FIGURES = {"count", "sum", "avg", "min", "max", "p50", "p90", "p95", "p99"}
-ALWAYS_TOLD = {"process", "requests", "thread_pool", "metrics"}
+ALWAYS_TOLD = {"process", "requests", "thread_pool", "background_tasks", "metrics"}
 BEAT = 0.05  # between two looks at the loop
 
 

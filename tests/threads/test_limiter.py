@@ -152,6 +152,24 @@ def test_a_call_from_inside_a_manager_does_not_queue_behind_enters(enter: int) -
     assert give_back(limiter, INNER_CALL) == [third]
 
 
+def test_an_enter_from_inside_a_manager_does_not_queue_behind_outer_enters() -> None:
+    """Those may wait for what it holds; beside them there are as many such enters as tokens, and no more."""
+    limiter = ThreadLimiter(2)
+    take(limiter, ENTER, ENTER)
+    take(limiter, INNER_ENTER, INNER_ENTER)
+    (third,) = ask(limiter, INNER_ENTER)
+    take(limiter, INNER_CALL)  # which could be what an enter waits for
+    assert give_back(limiter, ENTER, INNER_CALL, INNER_ENTER) == [None, None, third]
+
+
+def test_an_enter_from_inside_a_manager_waits_for_calls() -> None:
+    """Calls end by themselves."""
+    limiter = ThreadLimiter(1)
+    take(limiter, CALL)
+    (inner,) = ask(limiter, INNER_ENTER)
+    assert give_back(limiter, CALL) == [inner]
+
+
 def test_a_call_from_inside_a_manager_waits_for_calls() -> None:
     """Other calls end by themselves."""
     limiter = ThreadLimiter(1)
@@ -222,7 +240,7 @@ def test_lowering_the_limit_stops_nobody() -> None:
 def test_who_could_be_waited_for_is_let_in_when_nothing_moves(kind: int) -> None:
     """It gets a token beyond the limit, is told so, and is counted."""
     limiter = ThreadLimiter(1)
-    take(limiter, EXIT if kind == EXIT else ENTER)
+    take(limiter, kind)
     first, second = ask(limiter, kind, kind)
     assert limiter._rescue(first, limiter._moves) is None
     assert (first.proceeded, second.proceeded) == (1, 0)

@@ -56,6 +56,8 @@ class LimiterMachine(RuleBasedStateMachine):
             return self.count(EXIT) < self.total
         if kind == INNER_CALL:
             return self.count(CALL, INNER_CALL) < self.total
+        if kind == INNER_ENTER:
+            return self.count(CALL, INNER_CALL, INNER_ENTER) < self.total
         return self.count(CALL, ENTER, INNER_CALL, INNER_ENTER) < self.total
 
     def admit_next(self) -> Asker | None:

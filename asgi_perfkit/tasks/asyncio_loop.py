@@ -1,80 +1,16 @@
-"""How work is started apart from who asks for it, given up, and waited for, on each kind of event loop."""
+"""The asyncio and uvloop side of :mod:`asgi_perfkit.tasks.loop`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any
 
-from asgi_perfkit.steps.loop import on_trio
+from asgi_perfkit.tasks.loop import Flag, Job, Work
 
-__all__ = ["Flag", "Job", "Loop", "running_loop"]
-
-Work = Callable[[], Coroutine[Any, Any, None]]
-
-
-class Job(Protocol):
-    """Work that was started."""
-
-    def cancel(self) -> object:
-        """Cancel it; on the loop only."""
-
-
-class Flag(Protocol):
-    """Something to wait for."""
-
-    def set(self) -> None:
-        """Let go on who waits; on the loop only."""
-
-    async def wait(self, seconds: float | None = None) -> bool:
-        """Wait for it, at most so many `seconds`; whether it is set."""
-
-
-class Loop(Protocol):
-    """An event loop that runs."""
-
-    def start(self, work: Work) -> Job:
-        """Run `work`, which must not raise, by itself and in an empty context."""
-
-    def call_soon(self, callback: Callable[[], object]) -> bool:
-        """Have it called on the loop, from any thread; False if the loop is over."""
-
-    def is_current(self) -> bool:
-        """Whether it runs in the calling thread, now."""
-
-    def flag(self) -> Flag:
-        """A new flag."""
-
-    async def attempt(self, work: Awaitable[object], seconds: float) -> bool:
-        """Await `work` for at most so many `seconds`; False if it was given up.
-
-        :raises: what `work` raises.
-        """
-
-    def is_cancellation(self, error: BaseException) -> bool:
-        """Whether `error` is the cancellation of the running task by others, and not one that its code has made."""
-
-    async def together(self, works: Sequence[Work]) -> None:
-        """Run `works`, which must not raise, at the same time, and wait for all."""
-
-
-def running_loop() -> Loop:
-    """The loop that runs in this thread.
-
-    :raises RuntimeError: none does.
-    """
-    loop = asyncio._get_running_loop()
-    if loop is not None:
-        return AsyncioLoop(loop)
-    if on_trio():
-        from asgi_perfkit.tasks.trio_loop import TrioLoop
-
-        return TrioLoop()
-    raise RuntimeError(
-        "No event loop runs in this thread: run tasks under asyncio, uvloop or trio."
-    )
+__all__ = ["AsyncioLoop"]
 
 
 class AsyncioLoop:
