@@ -45,25 +45,30 @@ class PerfKit:
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
         self.app: ASGIApp = single_callable(app)
-        self._supervisor = None
         self._stack = self.app
         # From the inside out.
-        tasks = _make(BackgroundTaskMiddleware, self._stack, "background", background)
-        if tasks is not None:
-            self._supervisor = tasks.supervisor
-            self._stack = tasks.serve
+        self._tasks = _make(BackgroundTaskMiddleware, self._stack, "background", background)
+        if self._tasks is not None:
+            self._stack = self._tasks.serve
         metrics = _make(PerformanceMiddleware, self._stack, "performance", performance)
         if metrics is not None:
             self._stack = metrics.serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error: BaseException | None = None
         try:
             rest = self._stack(scope, receive, send)
             if rest is not DONE:
                 await rest
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            if self._supervisor is not None and self._supervisor.unclaimed:
-                await self._supervisor.run_unclaimed()
+            if self._tasks is not None:
+                tasks = self._tasks.tasks_left(send, error)
+                error = None  # it holds this frame
+                if tasks is not None:
+                    await tasks
 
 
 def _make(

@@ -50,7 +50,7 @@ _MAX_ENDPOINT_LENGTH = 200
 _MAX_NAMES = 8
 _MAX_STATUSES = 32
 # The histograms of a row for requests, up to 14 of the kit's metrics, one more for negative values, and 9 named ones,
-# take 0.9 kB each and a page of 336 bytes: 30 kB. With 62 more pages that is 51 kB. Numbers and tables take up to 11 kB.
+# take 0.9 kB each and a page of 336 bytes: 30 kB. With 62 more pages that is 51 kB. Numbers and tables: up to 11 kB.
 _MAX_PAGES = 62
 
 _TROUBLES = (

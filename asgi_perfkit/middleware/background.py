@@ -69,7 +69,6 @@ class BackgroundTaskMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        supervisor = self.supervisor
         error: BaseException | None = None
         try:
             rest = self.serve(scope, receive, send)
@@ -79,17 +78,36 @@ class BackgroundTaskMiddleware:
             error = raised
             raise
         finally:
-            outer = exchange_of(send)
-            if outer is not None and not supervisor.runs_here():
-                outer.finish_tasks(error)  # or it would do that when this has returned
+            tasks = self.tasks_left(send, error)
             error = None  # it holds this frame
-            if supervisor.unclaimed:
-                await supervisor.run_unclaimed()
+            if tasks is not None:
+                await tasks
+
+    def tasks_left(self, send: Send, error: BaseException | None) -> Awaitable[None] | None:
+        """What is to be awaited after :meth:`serve` when no lifespan has told that somebody else would: the tasks.
+
+        :param send: as :meth:`serve` got it.
+        :param error: what it has raised.
+        """
+        supervisor = self.supervisor
+        if supervisor.runs_here():
+            return None
+        outer = exchange_of(send)
+        if outer is not None and outer.tasks is not None and outer.tasks.supervisor is supervisor:
+            outer.finish_tasks(error)  # which is not over, but for what is around
+        if not supervisor.unclaimed.queues:
+            return None
+        if isinstance(
+            error, GeneratorExit
+        ):  # the call is being closed: there is nothing more to await
+            supervisor.give_up_unclaimed()
+            return None
+        return supervisor.run_unclaimed()
 
     def serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """What calling the middleware awaits, to be awaited at once and in the same task.
 
-        Whoever calls it looks for `supervisor.unclaimed` afterwards, as `__call__` does.
+        Whoever calls it asks for the :meth:`tasks_left` afterwards, as `__call__` does.
         """
         kind = scope["type"]
         if kind == "http":
@@ -120,8 +138,8 @@ class BackgroundTaskMiddleware:
         account.closed = True
         if current_account.get() is account:
             current_account.set(account.parent)
-        account.end(None)
         account.finish_tasks(error)
+        account.end(account.late)  # which one further in that has recorded it may have set
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         supervisor = self.supervisor

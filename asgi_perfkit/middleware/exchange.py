@@ -166,7 +166,7 @@ class Exchange(DrivenAccount):
             failed = error is not None and not (
                 self._stage == _COMPLETE and _is_cancellation(error)
             )
-            self.tasks.finish(failed=failed)
+            self.tasks.finish(self, failed=failed)
 
     def outcome(self, error: BaseException | None) -> str:
         """How it ended, once the app has returned or has raised `error`.

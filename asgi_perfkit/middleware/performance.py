@@ -120,8 +120,8 @@ class PerformanceMiddleware:
         # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
         if current_account.get() is account:
             current_account.set(account.parent)
-        account.end(series)
         account.finish_tasks(error)
+        account.end(series)
 
     async def _record_too(
         self, exchange: Exchange, scope: Scope, receive: Receive, send: Send
@@ -141,8 +141,12 @@ class PerformanceMiddleware:
             error = raised
             raise
         finally:
-            self._record(exchange, error, memory)
+            series = self._record(exchange, error, memory)
             error = None  # it holds this frame
+            if not isinstance(exchange.owner, PerformanceMiddleware) and exchange.late is None:
+                # Who has opened the exchange records nothing: what is observed later goes here.
+                exchange.take_observations()
+                exchange.late = series
 
     def _records(self, account: Account, scope: Scope) -> bool:
         """Whether this request is recorded in the same registry by a middleware further out.

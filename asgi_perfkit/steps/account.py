@@ -36,12 +36,16 @@ class LateObserver(Protocol):
 class TaskTaker(Protocol):
     """Takes what is to be done after a piece of work."""
 
+    @property
+    def supervisor(self) -> object:
+        """Who has it done."""
+
     def add(
         self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Take a task that was added in the work of `account`; may be called from any thread."""
 
-    def finish(self, *, failed: bool) -> None:
+    def finish(self, account: Any, *, failed: bool) -> None:
         """The work is over; what was taken may be done, or, if it has `failed`, may not."""
 
 
@@ -155,6 +159,8 @@ class Account:
     def end(self, late: LateObserver | None) -> None:
         """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
         self.closed = True
+        if self.tasks is None and self.parent is not None:
+            self.tasks = self.parent.tasks  # of what comes late, too
         self.parent = None
         self.late = late or _NOBODY
         if self.observations:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import asyncio
 import sys
 
-__all__ = ["on_event_loop", "on_trio"]
+__all__ = ["asyncio_loop", "on_event_loop", "on_trio"]
+
+
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop that runs the calling code; None on trio, also where trio is the guest of an asyncio loop."""
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_task():
+            return None
+    return loop
 
 
 def on_event_loop() -> bool:

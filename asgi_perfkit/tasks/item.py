@@ -54,6 +54,7 @@ class Item:
     """A task that waits for its turn, or has it.
 
     :ivar function: what is called.
+    :ivar has_finished: whether its function has returned, in a thread, though the task may be cancelled meanwhile.
     :ivar is_async: whether calling it gives a coroutine.
     :ivar context: the copy of the context it was added in, in which it runs.
     :ivar account: of the piece of work that added it; None if that is not measured.
@@ -67,6 +68,7 @@ class Item:
         "args",
         "context",
         "function",
+        "has_finished",
         "is_async",
         "kwargs",
         "timeout",
@@ -86,6 +88,7 @@ class Item:
             check_callable("add_task(func)", function)
         self.function = function
         self.is_async = is_async(function)
+        self.has_finished = False
         self.args = args
         self.kwargs = kwargs
         self.context: Context = copy_context()
@@ -115,16 +118,29 @@ class Item:
 
     async def _call_in_thread(self, limiter: ThreadLimiter | None) -> None:
         call = new_call(self.context, CALL, self.function, self.args, self.kwargs, limiter=limiter)
-        value = call.result(await call.run())
+        cancelled = await call.run()
+        self.has_finished = call.error is None
+        try:
+            value = call.result(cancelled)
+        finally:
+            del cancelled  # its traceback holds this frame
         if hasattr(type(value), "__await__"):  # a lambda around a coroutine function, for one
             await in_context(_awaited(value), self.context)
 
 
-class TaskList:
-    """Tasks that are run together."""
+Forward = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], None]
 
-    def __init__(self) -> None:
+
+class TaskList:
+    """Tasks that are run together.
+
+    :ivar batch_size: how many run at the same time.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
         self._items: list[Item] = []
+        self._forward: Forward | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -132,13 +148,24 @@ class TaskList:
     def add_task(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Add a function, sync or async, with its arguments; it runs in a copy of the context that it is added in.
 
+        What is added after the list was given to :func:`add_task` is added to the same request, behind it.
+
         :raises ConfigurationTypeError: `func` is not callable.
         """
-        self._items.append(Item(func, args, kwargs))
+        if self._forward is not None:
+            self._forward(func, args, kwargs)
+        else:
+            self._items.append(Item(func, args, kwargs))
 
-    def take(self) -> Iterator[list[Item]]:
-        """Take the tasks out, in the groups that run at the same time."""
-        raise NotImplementedError
+    def take(self, forward: Forward | None = None) -> Iterator[list[Item]]:
+        """Take the tasks out, in the groups that run at the same time.
+
+        :param forward: is given the function, arguments and keyword arguments of what is added from now on.
+        """
+        items, self._items = self._items, []
+        self._forward = forward
+        for first in range(0, len(items), self.batch_size):
+            yield items[first : first + self.batch_size]
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -157,7 +184,9 @@ def name_of(function: object) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{getattr(named, '__module__', '?')}.{getattr(named, '__qualname__', '?')}"
+    name: str = named.__qualname__
+    module = getattr(named, "__module__", None)
+    return name if module is None else f"{module}.{name}"
 
 
 def check_callable(subject: str, function: object) -> None:

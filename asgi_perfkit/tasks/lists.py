@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
-from asgi_perfkit.tasks.item import Item, TaskList
+from asgi_perfkit.tasks.item import TaskList
 from asgi_perfkit.tasks.supervisor import run_alone
 
 __all__ = ["BackgroundTasks", "BatchedBackgroundTasks"]
@@ -23,10 +21,8 @@ class _RunnableList(TaskList):
 class BackgroundTasks(_RunnableList):
     """Tasks that run one after the other, in the order they were added."""
 
-    def take(self) -> Iterator[list[Item]]:
-        items, self._items = self._items, []
-        for item in items:
-            yield [item]
+    def __init__(self) -> None:
+        super().__init__(batch_size=1)
 
 
 class BatchedBackgroundTasks(_RunnableList):
@@ -38,7 +34,6 @@ class BatchedBackgroundTasks(_RunnableList):
     """
 
     def __init__(self, batch_size: int = 100) -> None:
-        super().__init__()
         if type(batch_size) is not int:
             raise ConfigurationTypeError(
                 "BatchedBackgroundTasks(batch_size=...)", batch_size, "give a whole number."
@@ -47,9 +42,4 @@ class BatchedBackgroundTasks(_RunnableList):
             raise ConfigurationValueError(
                 "BatchedBackgroundTasks(batch_size=...)", batch_size, "give 1 or more."
             )
-        self._batch_size = batch_size
-
-    def take(self) -> Iterator[list[Item]]:
-        items, self._items = self._items, []
-        for first in range(0, len(items), self._batch_size):
-            yield items[first : first + self._batch_size]
+        super().__init__(batch_size)

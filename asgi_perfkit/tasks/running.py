@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from asgi_perfkit.steps.loop import on_trio
+from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 from asgi_perfkit.tasks.asyncio_loop import AsyncioLoop
 from asgi_perfkit.tasks.loop import Loop
 
@@ -16,7 +14,7 @@ def running_loop() -> Loop:
 
     :raises RuntimeError: none does.
     """
-    loop = asyncio._get_running_loop()
+    loop = asyncio_loop()
     if loop is not None:
         return AsyncioLoop(loop)
     if on_trio():

@@ -16,6 +16,7 @@ It knows nothing of requests: a queue is filled while one is served, and then re
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from threading import Lock
 from time import perf_counter_ns
 from typing import Any, Literal
 
-from asgi_perfkit.exceptions import QueueFullError
+from asgi_perfkit.exceptions import ConfigurationTypeError, QueueFullError
 from asgi_perfkit.steps import Account
 from asgi_perfkit.tasks.item import Item, TaskList
 from asgi_perfkit.tasks.loop import Flag, Job, Loop
@@ -61,16 +62,20 @@ class TaskFailure:
 
 
 OnError = Callable[[TaskFailure], object]
-Entry = Item | TaskList
+Group = list[Item]  # of tasks that run at the same time
+Entry = Item | list[Group]  # the groups of a list of tasks
 
 
 class TaskQueue:
-    """The tasks of one request."""
+    """The tasks of one request.
 
-    __slots__ = ("_entries", "_scheduled", "_state", "_supervisor")
+    :ivar supervisor: who runs them.
+    """
+
+    __slots__ = ("_entries", "_scheduled", "_state", "supervisor")
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._entries: deque[Entry] = deque()
         self._state: Literal["filling", "released", "discarded"] = "filling"
         self._scheduled = False  # whether it is running, or will be without further ado
@@ -82,15 +87,18 @@ class TaskQueue:
 
         :raises QueueFullError: too many tasks wait for their turn.
         """
+        supervisor = self.supervisor
         entry: Entry
         if isinstance(function, TaskList):
             if args or kwargs:
-                raise TypeError("add_task(tasks) takes no arguments for a list of tasks.")
-            entry = function
+                raise ConfigurationTypeError(
+                    "add_task(tasks)", args or kwargs, "a list of tasks has its arguments already."
+                )
+            supervisor.expect(len(function))
+            entry = list(function.take(partial(self.add, account)))
         else:
             entry = Item(function, args, kwargs)
-        supervisor = self._supervisor
-        supervisor.expect(len(entry) if isinstance(entry, TaskList) else 1)
+            supervisor.expect(1)
         with supervisor.lock:
             state = self._state
             if state != "discarded":
@@ -103,9 +111,9 @@ class TaskQueue:
         elif late:
             supervisor.schedule(self)
 
-    def finish(self, *, failed: bool) -> None:
+    def finish(self, account: Account, *, failed: bool) -> None:
         """The request is over: its tasks may run, or, if it has `failed`, are discarded. A second time is nothing."""
-        supervisor = self._supervisor
+        supervisor = self.supervisor
         with supervisor.lock:
             if self._state != "filling":
                 return
@@ -120,13 +128,22 @@ class TaskQueue:
             if supervisor.runs_here():
                 supervisor.schedule(self)
             else:
-                supervisor.unclaimed.append(self)
+                supervisor.unclaimed.queues.append(self)
+
+    def finish_late(self) -> None:
+        """The request is over, and was when the queue was made."""
+        with self.supervisor.lock:
+            if self._state != "filling":
+                return
+            self._state = "released"
+            self._scheduled = True
+        self.supervisor.schedule(self)
 
     def take(self) -> Entry | None:
         """The next one; after None it has to be scheduled again."""
         entries = self._entries
         if not entries:
-            with self._supervisor.lock:  # `add` looks at both
+            with self.supervisor.lock:  # `add` looks at both
                 if not entries:
                     self._scheduled = False
                     return None
@@ -134,7 +151,7 @@ class TaskQueue:
 
     def take_all(self) -> list[Entry]:
         """All that are there, none of which will run."""
-        with self._supervisor.lock:
+        with self.supervisor.lock:
             entries = list(self._entries)
             self._entries.clear()
             self._scheduled = False
@@ -153,7 +170,8 @@ class Supervisor:
     :ivar lock: held while queues and counts are changed.
     :ivar counts: what has become of tasks.
     :ivar is_open: whether queues run apart from who releases them.
-    :ivar unclaimed: those that were released while they did not: for who has served the request to run, at once.
+    :ivar unclaimed: those that were released in this thread while they did not: for who has served the request to run,
+        at once.
     """
 
     def __init__(
@@ -172,7 +190,7 @@ class Supervisor:
         self._on_error = on_error
         self.lock = Lock()
         self.is_open = False
-        self.unclaimed: deque[TaskQueue] = deque()
+        self.unclaimed = _Unclaimed()
         self._closed = False
         self.counts = dict.fromkeys(_SETTLED, 0)
         self._unsettled = 0  # accepted, and none of these yet
@@ -195,9 +213,24 @@ class Supervisor:
                 queue = account.tasks = TaskQueue(self)
         assert queue is not None
         queue.add(account, function, args, kwargs)
+        if account.closed and isinstance(queue, TaskQueue):
+            queue.finish_late()  # unless `finish` has met the queue
 
-    def finish(self, *, failed: bool) -> None:
-        """Nothing was added in this request."""
+    @property
+    def supervisor(self) -> Supervisor:
+        """Itself, as a queue has it."""
+        return self
+
+    def finish(self, account: Account, *, failed: bool) -> None:
+        """The request is over, and nothing was added in it. What comes late runs, or is discarded if it has `failed`."""
+        if not failed or self.run_on_error:
+            return
+        with self.lock:
+            queue = account.tasks
+            if queue is self:
+                queue = account.tasks = TaskQueue(self)
+        assert queue is not None
+        queue.finish(account, failed=True)
 
     def expect(self, number: int) -> None:
         """Count so many tasks more that wait.
@@ -248,10 +281,18 @@ class Supervisor:
     async def run_unclaimed(self) -> None:
         """Run the queues that nobody else will, and wait for their end."""
         loop = running_loop()
-        queues = []
-        while self.unclaimed:
-            queues.append(self.unclaimed.popleft())
-        await loop.together([partial(self._run, loop, queue) for queue in queues])
+        await loop.together(
+            [partial(self._run, loop, queue, here=True) for queue in self._take_unclaimed()]
+        )
+
+    def give_up_unclaimed(self) -> None:
+        """Account for the queues that nobody will run."""
+        for queue in self._take_unclaimed():
+            self._give_up(queue)
+
+    def _take_unclaimed(self) -> list[TaskQueue]:
+        queues, self.unclaimed.queues = self.unclaimed.queues, []
+        return queues
 
     async def drain(self, seconds: float) -> None:
         """Wait until all that was accepted is done, at most so many `seconds`; then cancel the rest, and wait for that.
@@ -298,27 +339,32 @@ class Supervisor:
             if not self._runners and self._drained is not None:
                 self._drained.set()
 
-    async def _run(self, loop: Loop, queue: TaskQueue) -> None:
+    async def _run(self, loop: Loop, queue: TaskQueue, *, here: bool = False) -> None:
         try:
-            while (entry := queue.take()) is not None:
+            # A task may swallow its cancellation: no other one begins then.
+            while (here or not self._closed) and (entry := queue.take()) is not None:
                 if isinstance(entry, Item):
                     await self._run_item(loop, entry)
                 else:
-                    await self._run_list(loop, entry)
+                    await self._run_groups(loop, entry, here=here)
         except BaseException:  # the loop has cancelled this
             self._give_up(queue)
             raise
+        if self._closed and not here:
+            self._give_up(queue)
 
-    async def _run_list(self, loop: Loop, tasks: TaskList) -> None:
-        groups = tasks.take()
+    async def _run_groups(self, loop: Loop, groups: list[Group], *, here: bool) -> None:
+        left = iter(groups)
         try:
-            for group in groups:
-                if len(group) == 1:
+            for group in left:
+                if self._closed and not here:
+                    self.account_for(group, "cancelled")
+                elif len(group) == 1:
                     await self._run_item(loop, group[0])
                 else:
                     await loop.together([partial(self._run_item, loop, item) for item in group])
         finally:
-            self.account_for((item for group in groups for item in group), "cancelled")
+            self.account_for((item for group in left for item in group), "cancelled")
 
     async def _run_item(self, loop: Loop, item: Item) -> None:
         self._running.add(item)
@@ -333,7 +379,8 @@ class Supervisor:
                 reason = "timed_out"
         except BaseException as raised:
             if loop.is_cancellation(raised):
-                reason = "cancelled"
+                if not item.has_finished:
+                    reason = "cancelled"
                 raise
             reason, error = "failed", raised
         finally:
@@ -385,6 +432,11 @@ class Supervisor:
             logger.error("on_error failed for %s.", item.describe(), exc_info=failure)
 
 
+class _Unclaimed(threading.local):
+    def __init__(self) -> None:
+        self.queues: list[TaskQueue] = []
+
+
 class _Runner:
     """One of those that take queues in turn."""
 
@@ -396,7 +448,7 @@ def _items_of(entries: Iterable[Entry]) -> Iterator[Item]:
         if isinstance(entry, Item):
             yield entry
         else:
-            for group in entry.take():
+            for group in entry:
                 yield from group
 
 
@@ -406,7 +458,7 @@ async def run_alone(tasks: TaskList) -> None:
         max_concurrency=1, max_pending=max(1, len(tasks)), limiter=default_limiter()
     )
     supervisor.expect(len(tasks))
-    await supervisor._run_list(running_loop(), tasks)
+    await supervisor._run_groups(running_loop(), list(tasks.take()), here=True)
 
 
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()

@@ -52,7 +52,11 @@ class TrioLoop:
         return not cancel_scope.cancelled_caught
 
     def is_cancellation(self, error: BaseException) -> bool:
-        return isinstance(error, trio.Cancelled)
+        if isinstance(error, trio.Cancelled):
+            return True
+        # An exception group, of Python 3.11 or of the package that brings it to 3.10.
+        inner = getattr(error, "exceptions", None)
+        return isinstance(inner, tuple) and bool(inner) and all(map(self.is_cancellation, inner))
 
     async def together(self, works: Sequence[Work]) -> None:
         async with trio.open_nursery() as nursery:

@@ -9,7 +9,7 @@ from time import perf_counter_ns
 from typing import Any, Final, NoReturn
 
 from asgi_perfkit.steps import current_account
-from asgi_perfkit.threads.limiter import CALL, ENTER, EXIT, INNER_CALL, INNER_ENTER, Hook
+from asgi_perfkit.threads.limiter import CALL, ENTER, INNER_CALL, INNER_ENTER, Hook
 
 __all__ = ["NO_THREAD", "Call", "Pin", "current_pin", "holding", "reraise"]
 
@@ -124,13 +124,6 @@ class Call(ABC):
     @abstractmethod
     def withdraw(self) -> bool:
         """Do not make the call after all; False if it is too late for that."""
-
-    def comes_too_late(self) -> bool:
-        """Whether the manager whose thread the call needs has been exited meanwhile; then that is its error."""
-        if self.pin is None or not self.pin.closed or self.kind == EXIT:
-            return False
-        self.error = RuntimeError(NO_THREAD)
-        return True
 
     def execute(self) -> None:
         """Make the call; runs in the worker thread."""

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.steps.loop import on_trio
+from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 from asgi_perfkit.threads.call import NO_THREAD, Call, Pin, current_pin
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 from asgi_perfkit.threads.pool import PooledCall, WorkerPin
@@ -36,7 +36,7 @@ def new_call(
     :param pin: of :func:`new_pin`; for a call that needs the same thread as others.
     :raises RuntimeError: no event loop runs, or not one that has the thread.
     """
-    loop = asyncio._get_running_loop()
+    loop = asyncio_loop()
     if thread_sensitive:
         if loop is None:
             raise RuntimeError(
@@ -88,7 +88,7 @@ def pin_around() -> Pin | None:
 
 
 def _loop_here() -> object:
-    loop = asyncio._get_running_loop()
+    loop = asyncio_loop()
     if loop is not None:
         return loop
     _need_trio()
@@ -97,7 +97,7 @@ def _loop_here() -> object:
 
 async def checkpoint() -> None:
     """Let the loop have its turn."""
-    if asyncio._get_running_loop() is not None:
+    if asyncio_loop() is not None:
         await asyncio.sleep(0)
     else:
         await sys.modules["trio"].lowlevel.checkpoint()

@@ -117,9 +117,10 @@ async def _iterate(
             ahead = min(2 * ahead, _MAX_AHEAD) if source.fetched == ahead else source.fetched or 1
         source.raise_error()
     finally:
+        cancelled = None
         try:
             if visit is not None and not visit.over and not visit.withdraw():
-                await visit.wait(leaves=False)
+                cancelled = await visit.wait(leaves=False)
             if source.is_open:
                 close = new_call(
                     context,
@@ -130,8 +131,12 @@ async def _iterate(
                     pin=pin,
                     thread_sensitive=thread_sensitive,
                 )
-                close.result(await close.run(leaves=False))
+                again = await close.run(leaves=False)
+                close.result(cancelled or again)
+            elif cancelled is not None:
+                raise cancelled
         finally:
+            cancelled = again = None  # their tracebacks hold this frame
             _open.discard(source)
             if pin is not None and own:
                 pin.release()

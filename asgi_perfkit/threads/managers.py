@@ -80,10 +80,10 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
             raise RuntimeError(
                 f"contextmanager_in_threadpool({self._cm!r}) is open already: make one for each `async with`."
             )
-        self._is_open = True
-        context = self._context = copy_context()
         if self._same_thread:
             self._pin = new_pin()
+        self._is_open = True
+        context = self._context = copy_context()
         entered = False
         try:
             enter = new_call(

@@ -22,8 +22,8 @@ from threading import RLock, Thread
 from typing import Any, Final
 
 from asgi_perfkit.threads.asyncio_call import AsyncioCall
-from asgi_perfkit.threads.call import Pin
-from asgi_perfkit.threads.limiter import MAY_STALL, STALL_SECONDS, ThreadLimiter
+from asgi_perfkit.threads.call import NO_THREAD, Pin
+from asgi_perfkit.threads.limiter import EXIT, MAY_STALL, STALL_SECONDS, ThreadLimiter
 
 __all__ = ["PooledCall", "WorkerPin", "count_threads"]
 
@@ -81,12 +81,11 @@ class PooledCall(AsyncioCall):
             self.loop.call_later(STALL_SECONDS, self._look_for_stall, seen)
 
     def proceed(self) -> None:
-        if not self.comes_too_late():
-            try:
-                self.pool.start(self)
-                return
-            except RuntimeError as error:  # the system has no thread left
-                self.error = error
+        try:
+            self.pool.start(self)
+            return
+        except RuntimeError as error:
+            self.error = error
         successor = self.limiter._release(self.kind)
         self.pool.post(self)
         if successor is not None:
@@ -145,18 +144,24 @@ class Pool:
     def start(self, call: PooledCall) -> None:
         """Run a `call` that has its token.
 
-        :raises RuntimeError: it needs a new thread, and the system has none left.
+        :raises RuntimeError: it needs a new thread, and the system has none left; or it needs that of a manager which
+            has been exited meanwhile.
         """
-        if call.pin is not None and call.pin.worker is not None:
-            call.pin.worker.give(call)
-            return
+        pin = call.pin
         with self.lock:
+            if pin is not None:
+                if pin.closed and call.kind != EXIT:
+                    raise RuntimeError(NO_THREAD)
+                if pin.worker is not None:
+                    pin.worker.give(call)
+                    return
             self.ready.append(call)
             self.active += 1
             if self.idle:
                 self._wake_another()
-                return
-            if self.size >= self.active:  # one of the workers is awake and has nothing to do yet
+            if (
+                self.size >= self.active
+            ):  # one of the workers sleeps, or is awake and has nothing to do yet
                 return
             self.size += 1
             worker = Worker(self)
@@ -247,9 +252,9 @@ class Pool:
             self.threads.discard(worker)
             self._ended.append(worker)
         if self.closing:
-            self.tell(self._note_fewer)
+            self.tell(self.note_fewer)
 
-    def _note_fewer(self) -> None:
+    def note_fewer(self) -> None:
         if self._fewer is not None and not self._fewer.done():
             self._fewer.set_result(None)
 
@@ -346,10 +351,12 @@ class Worker(Thread):
                     call.pin.worker = self
                     self.pinned = self.kept = True
                     pool.size -= 1
-            # The token is given back only when a worker is ready for who takes it, and the caller told only after that:
-            # so there are never more workers than tokens.
+                    if pool.closing:
+                        pool.tell(pool.note_fewer)
             following = pool.next_call(self)
-            successor = call.limiter._release(call.kind)
+        # The token is given back only when a worker is ready for who takes it, and the caller told only after that: so
+        # there are never more workers than tokens.
+        successor = call.limiter._release(call.kind)
         pool.post(call)
         if successor is not None:
             successor.proceed()

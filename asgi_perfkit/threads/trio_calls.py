@@ -12,8 +12,8 @@ from typing import Any
 import trio
 
 from asgi_perfkit.steps.loop import on_trio
-from asgi_perfkit.threads.call import Call, Pin
-from asgi_perfkit.threads.limiter import MAY_STALL, STALL_SECONDS, ThreadLimiter
+from asgi_perfkit.threads.call import NO_THREAD, Call, Pin
+from asgi_perfkit.threads.limiter import EXIT, MAY_STALL, STALL_SECONDS, ThreadLimiter
 
 __all__ = ["TrioCall", "TrioPin"]
 
@@ -105,7 +105,7 @@ class TrioCall(Call):
         await trio.lowlevel.checkpoint_if_cancelled()
         await self._acquire()
         if self.pin is not None:
-            if self.comes_too_late():
+            if self._comes_too_late():
                 self._give_back()
                 return
             self.pin.give(self)
@@ -154,7 +154,7 @@ class TrioCall(Call):
             self._give_back()
 
     def _start_apart(self) -> None:
-        if self.comes_too_late():
+        if self._comes_too_late():
             self.finish()
         elif self.pin is not None:
             self.pin.give(self)
@@ -200,6 +200,13 @@ class TrioCall(Call):
         if withdrawn:
             self._end()
         return withdrawn
+
+    def _comes_too_late(self) -> bool:
+        """Whether the manager whose thread the call needs has been exited meanwhile; then that is its error."""
+        if self.pin is None or not self.pin.closed or self.kind == EXIT:
+            return False
+        self.error = RuntimeError(NO_THREAD)
+        return True
 
     def _give_back(self) -> None:
         successor = self.limiter._release(self.kind)

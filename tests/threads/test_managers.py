@@ -487,6 +487,11 @@ def test_exc_info_in_the_exit(run: Run) -> None:
         assert caught.value is trouble
         kind, error, traceback = seen
         assert (kind, error) == (Trouble, trouble)
+        if sys.version_info < (
+            3,
+            11,
+        ):  # where it begins with the frame of whom it was raised to last
+            traceback = traceback.tb_next
         assert traceback.tb_frame.f_code.co_name == "main"
         assert traceback.tb_next is None
         names = [entry.name for entry in caught.traceback]

@@ -17,6 +17,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 import psutil
+import pytest
 
 from asgi_perfkit import (
     ThreadLimiter,
@@ -24,9 +25,10 @@ from asgi_perfkit import (
     iterate_in_threadpool,
     run_in_threadpool,
 )
-from tests.support import checkpoint
+from tests.conftest import Run
+from tests.support import checkpoint, together
 from tests.threads.conftest import Form, workers
-from tests.threads.gates import Task
+from tests.threads.gates import PATIENCE_SECONDS, Task
 
 HOPS = int(os.environ.get("SOAK_HOPS", "2000"))  # for each form of cancellation on each loop
 TOKENS = 8
@@ -173,3 +175,25 @@ def test_nothing_is_left_of_many_hops(form: Form, capsys: Any) -> None:
                 f"{work.most_workers}; traced kB {[size // 1024 for size in traced]}; "
                 f"resident MB {[size >> 20 for size in resident]}; rescued {work.limiter.statistics().rescued}"
             )
+
+
+@pytest.mark.parametrize("before", range(TOKENS))
+def test_who_has_a_token_has_a_thread(run: Run, before: int) -> None:
+    """As many calls as there are tokens, each of which waits for all others, however many threads are idle by then."""
+    limiter = ThreadLimiter(TOKENS)
+
+    async def meet(count: int) -> None:
+        barrier = threading.Barrier(count)
+
+        async def call() -> None:
+            await run_in_threadpool(barrier.wait, PATIENCE_SECONDS, limiter=limiter)
+
+        await together(*[call] * count)
+
+    async def main() -> None:
+        if before:
+            await meet(before)
+        await meet(TOKENS)
+        await meet(TOKENS)
+
+    run(main)
