@@ -448,8 +448,9 @@ def exchange_of(send: Send) -> Exchange | None:
 def _is_cancellation(error: BaseException) -> bool:
     if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
         return True
-    trio = sys.modules.get("trio")
-    if trio is not None and isinstance(error, trio.Cancelled):
+    # Another thread may be importing trio just now: then the module is there, and nothing in it.
+    cancelled = getattr(sys.modules.get("trio"), "Cancelled", None)
+    if cancelled is not None and isinstance(error, cancelled):
         return True
     # An exception group, of Python 3.11 or of the package that brings it to 3.10.
     inner = getattr(error, "exceptions", None)

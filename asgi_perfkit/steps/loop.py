@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 __all__ = ["asyncio_loop", "on_event_loop", "on_trio"]
 
@@ -12,8 +13,8 @@ def asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """The asyncio loop that runs the calling code; None on trio, also where trio is the guest of an asyncio loop."""
     loop = asyncio._get_running_loop()
     if loop is not None:
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_task():
+        lowlevel = _trio_lowlevel()
+        if lowlevel is not None and lowlevel.in_trio_task():
             return None
     return loop
 
@@ -25,11 +26,16 @@ def on_event_loop() -> bool:
 
 def on_trio() -> bool:
     """Whether the calling thread is that of a running trio loop."""
-    trio = sys.modules.get("trio")
-    if trio is None:
+    lowlevel = _trio_lowlevel()
+    if lowlevel is None:
         return False
     try:
-        trio.lowlevel.current_trio_token()
+        lowlevel.current_trio_token()
     except RuntimeError:
         return False
     return True
+
+
+def _trio_lowlevel() -> Any:
+    # Another thread may be importing trio just now: then the module is there, and nothing in it.
+    return getattr(sys.modules.get("trio"), "lowlevel", None)

@@ -200,6 +200,7 @@ class Supervisor:
         self._runners: set[_Runner] = set()
         self._drained: Flag | None = None
         _supervisors.add(self)
+        weakref.finalize(self, _add_to_past, self.counts).atexit = False
 
     # ---- for queues
 
@@ -222,7 +223,7 @@ class Supervisor:
         return self
 
     def finish(self, account: Account, *, failed: bool) -> None:
-        """The request is over, and nothing was added in it. What comes late runs, or is discarded if it has `failed`."""
+        """The request is over, and nothing was added in it. What comes late runs, or is discarded if it `failed`."""
         if not failed or self.run_on_error:
             return
         with self.lock:
@@ -462,11 +463,19 @@ async def run_alone(tasks: TaskList) -> None:
 
 
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+_past = dict.fromkeys(
+    _SETTLED, 0
+)  # of supervisors that are gone: what was counted does not go with them
+
+
+def _add_to_past(counts: dict[str, int]) -> None:
+    for name, number in counts.items():
+        _past[name] += number
 
 
 def background_stats() -> dict[str, int]:
-    """The tasks of all supervisors of the process that live, by what became of them."""
-    stats = dict.fromkeys(("pending", "running", *_SETTLED), 0)
+    """The tasks of all supervisors of the process, by what became of them."""
+    stats = {"pending": 0, "running": 0, **_past}
     for supervisor in list(_supervisors):
         for name, number in supervisor.statistics().items():
             stats[name] += number

@@ -84,5 +84,6 @@ class AsyncioCall(Call):
 
 def _shield() -> contextlib.AbstractContextManager[object]:
     """Keep anyio, if it is in use, from cancelling the task again at each turn of the loop."""
-    anyio = sys.modules.get("anyio")
-    return contextlib.nullcontext() if anyio is None else anyio.CancelScope(shield=True)
+    # Another thread may be importing anyio just now: then the module is there, and nothing in it.
+    cancel_scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+    return contextlib.nullcontext() if cancel_scope is None else cancel_scope(shield=True)

@@ -196,12 +196,15 @@ def reraise(error: BaseException) -> NoReturn:
 
 def _append_context(error: BaseException, handled: BaseException | None) -> None:
     """Put `handled` at the end of the chain of contexts of `error`, unless that would close a circle."""
-    chain = [error]
-    while (context := chain[-1].__context__) is not None and context not in chain:
-        chain.append(context)
+    chain = {id(error)}
+    last = error
+    while (context := last.__context__) is not None and id(context) not in chain:
+        chain.add(id(context))
+        last = context
     behind = handled
     while behind is not None:
-        if behind in chain:
+        if id(behind) in chain:
             return
+        chain.add(id(behind))
         behind = behind.__context__
-    chain[-1].__context__ = handled
+    last.__context__ = handled

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import RLock
 from typing import Final, Protocol
@@ -52,7 +52,7 @@ EXIT: Final = 4
 MAY_STALL: Final = (INNER_ENTER, EXIT)
 """Those who queue behind others that may wait for just them."""
 
-# Which queue each stands in, the most urgent queue first. Calls and enters queue together, in the order they come.
+# Which queue each stands in. Of the heads of these, who came first is first among those that there is a token for.
 _EXITS, _INNER_CALLS, _INNER_ENTERS, _OTHERS = range(4)
 _QUEUE_OF = {
     CALL: _OTHERS,
@@ -116,6 +116,7 @@ class ThreadLimiter:
 
     __slots__ = (
         "__weakref__",
+        "_arrivals",
         "_borrowed",
         "_entering",
         "_exiting",
@@ -125,7 +126,6 @@ class ThreadLimiter:
         "_queues",
         "_rescued",
         "_total",
-        "_waiting",
         "_waiting",
         "after",
         "before",
@@ -154,7 +154,9 @@ class ThreadLimiter:
         self._inner_entering = 0  # those of them that are inside of a manager
         self._exiting = 0
         self._moves = 0  # how often a token was given back, or someone was let in beyond the limit
-        self._queues: tuple[OrderedDict[Waiter, None], ...] = tuple(OrderedDict() for _ in range(4))
+        # By waiter, when it came.
+        self._queues: tuple[OrderedDict[Waiter, int], ...] = tuple(OrderedDict() for _ in range(4))
+        self._arrivals = 0
         self._waiting = 0  # how many queue
 
     def __repr__(self) -> str:
@@ -168,11 +170,9 @@ class ThreadLimiter:
     @total_tokens.setter
     def total_tokens(self, total_tokens: int) -> None:
         total_tokens = _checked_total(total_tokens)
-        admitted = []
         with self._lock:
             self._total = total_tokens
-            while (waiter := self._next()) is not None:
-                admitted.append(waiter)
+            admitted = self._admit()
         for waiter in admitted:
             waiter.proceed()
 
@@ -207,7 +207,8 @@ class ThreadLimiter:
             if self._has_token(queue):
                 self._take(kind)
                 return True
-            self._queues[queue][waiter] = None
+            self._queues[queue][waiter] = self._arrivals
+            self._arrivals += 1
             self._waiting += 1
             return False
 
@@ -221,8 +222,8 @@ class ThreadLimiter:
             self._waiting -= 1
             return True
 
-    def _release(self, kind: int) -> Waiter | None:
-        """Give a token back; returns who has it now, for the caller to let proceed."""
+    def _release(self, kind: int) -> Sequence[Waiter]:
+        """Give a token back; returns who has got one by that, for the caller to let proceed."""
         with self._lock:
             self._moves += 1
             if kind == EXIT:
@@ -232,7 +233,7 @@ class ThreadLimiter:
                 if kind in (ENTER, INNER_ENTER):
                     self._entering -= 1
                     self._inner_entering -= kind == INNER_ENTER
-            return self._next() if self._waiting else None
+            return self._admit() if self._waiting else ()
 
     def _rescue(self, waiter: Waiter, moves: int) -> int | None:
         """Let `waiter` in beyond the limit if nothing has moved since there were `moves`; None if it waits no more.
@@ -253,15 +254,23 @@ class ThreadLimiter:
         waiter.proceed()
         return None
 
-    def _next(self) -> Waiter | None:
-        """Take a token for the first of those that there is one for."""
-        for number, queue in enumerate(self._queues):
-            if queue and self._has_token(number):
-                waiter, _ = queue.popitem(last=False)
-                self._waiting -= 1
-                self._take(waiter.kind)
-                return waiter
-        return None
+    def _admit(self) -> list[Waiter]:
+        """Take a token for each of those that there is one for, as far as they go: who came first is first."""
+        admitted: list[Waiter] = []
+        while True:
+            first = None
+            for number, queue in enumerate(self._queues):
+                if queue and self._has_token(number):
+                    waiter, arrival = next(iter(queue.items()))
+                    if first is None or arrival < first[0]:
+                        first = arrival, waiter, queue
+            if first is None:
+                return admitted
+            _, waiter, queue = first
+            del queue[waiter]
+            self._waiting -= 1
+            self._take(waiter.kind)
+            admitted.append(waiter)
 
     def _has_token(self, queue: int) -> bool:
         if queue == _EXITS:

@@ -17,13 +17,13 @@ import os
 import time
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from threading import RLock, Thread
 from typing import Any, Final
 
 from asgi_perfkit.threads.asyncio_call import AsyncioCall
 from asgi_perfkit.threads.call import NO_THREAD, Pin
-from asgi_perfkit.threads.limiter import EXIT, MAY_STALL, STALL_SECONDS, ThreadLimiter
+from asgi_perfkit.threads.limiter import EXIT, MAY_STALL, STALL_SECONDS, ThreadLimiter, Waiter
 
 __all__ = ["PooledCall", "WorkerPin", "count_threads"]
 
@@ -81,15 +81,23 @@ class PooledCall(AsyncioCall):
             self.loop.call_later(STALL_SECONDS, self._look_for_stall, seen)
 
     def proceed(self) -> None:
+        going: list[Waiter] = [self]
+        for waiter in going:
+            if isinstance(waiter, PooledCall):
+                going += waiter._start()
+            else:
+                waiter.proceed()
+
+    def _start(self) -> Sequence[Waiter]:
+        """Get a thread, or fail; returns who has got the token in the latter case."""
         try:
             self.pool.start(self)
-            return
         except RuntimeError as error:
             self.error = error
-        successor = self.limiter._release(self.kind)
-        self.pool.post(self)
-        if successor is not None:
-            self.pool.tell(successor.proceed)
+            admitted = self.limiter._release(self.kind)
+            self.pool.post(self)
+            return admitted
+        return ()
 
     def _leave_queue(self) -> bool:
         return self.limiter._withdraw(self)
@@ -356,10 +364,10 @@ class Worker(Thread):
             following = pool.next_call(self)
         # The token is given back only when a worker is ready for who takes it, and the caller told only after that: so
         # there are never more workers than tokens.
-        successor = call.limiter._release(call.kind)
+        admitted = call.limiter._release(call.kind)
         pool.post(call)
-        if successor is not None:
-            successor.proceed()
+        for waiter in admitted:
+            waiter.proceed()
         return following
 
 

@@ -209,6 +209,5 @@ class TrioCall(Call):
         return True
 
     def _give_back(self) -> None:
-        successor = self.limiter._release(self.kind)
-        if successor is not None:
-            successor.proceed()
+        for waiter in self.limiter._release(self.kind):
+            waiter.proceed()
