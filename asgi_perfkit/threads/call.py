@@ -58,7 +58,6 @@ class Call(ABC):
     """
 
     __slots__ = (
-        "__weakref__",
         "_account",
         "_args",
         "_asked_ns",

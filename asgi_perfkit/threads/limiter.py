@@ -9,8 +9,8 @@ The rules, made so that nobody who holds something waits for somebody who waits 
   Nor does an `__enter__` inside a manager queue behind those that are inside of none.
 * An `__exit__` gives back what others wait for. Exits have as many tokens of their own.
 * An `__exit__` may still wait for another `__exit__` (for a row that is locked until that commits), and an `__enter__`
-  inside a manager for another such `__enter__`. Where such a one queues and no token is given back for a while, there
-  is no telling who waits for whom, and it is let in beyond the limit, one at a time.
+  inside a manager for another such `__enter__`. Where such a one queues and none of its kind has ended for a while,
+  there is no telling who waits for whom, and it is let in beyond the limit, one at a time.
 
 A token that is given back goes to the next in the queue in one step: it is never free in between.
 """
@@ -63,7 +63,7 @@ _QUEUE_OF = {
 }
 
 STALL_SECONDS: Final = 0.1
-"""For how long no token is given back before one who could be waited for is let in beyond the limit.
+"""For how long none of a kind ends before one who could be waited for is let in beyond the limit.
 
 Long against the work of an exit, short against what a client notices.
 """
@@ -153,7 +153,8 @@ class ThreadLimiter:
         self._entering = 0  # the enters among them
         self._inner_entering = 0  # those of them that are inside of a manager
         self._exiting = 0
-        self._moves = 0  # how often a token was given back, or someone was let in beyond the limit
+        # By kind, how often a token was given back, or someone was let in beyond the limit.
+        self._moves = [0] * 5
         # By waiter, when it came.
         self._queues: tuple[OrderedDict[Waiter, int], ...] = tuple(OrderedDict() for _ in range(4))
         self._arrivals = 0
@@ -225,7 +226,7 @@ class ThreadLimiter:
     def _release(self, kind: int) -> Sequence[Waiter]:
         """Give a token back; returns who has got one by that, for the caller to let proceed."""
         with self._lock:
-            self._moves += 1
+            self._moves[kind] += 1
             if kind == EXIT:
                 self._exiting -= 1
             else:
@@ -236,17 +237,17 @@ class ThreadLimiter:
             return self._admit() if self._waiting else ()
 
     def _rescue(self, waiter: Waiter, moves: int) -> int | None:
-        """Let `waiter` in beyond the limit if nothing has moved since there were `moves`; None if it waits no more.
+        """Let `waiter` in beyond the limit if nothing of its kind has moved since there were `moves`.
 
-        Returns how many moves there are by now.
+        Returns how many moves there are by now; None if it waits no more.
         """
         with self._lock:
             queue = self._queues[_QUEUE_OF[waiter.kind]]
             if waiter not in queue:
                 return None
-            if self._moves != moves:
-                return self._moves
-            self._moves += 1
+            if self._moves[waiter.kind] != moves:
+                return self._moves[waiter.kind]
+            self._moves[waiter.kind] += 1
             self._rescued += 1
             del queue[waiter]
             self._waiting -= 1

@@ -73,7 +73,7 @@ class PooledCall(AsyncioCall):
         if limiter._acquire(self):
             self.proceed()
         elif self.kind in MAY_STALL:
-            loop.call_later(STALL_SECONDS, self._look_for_stall, limiter._moves)
+            loop.call_later(STALL_SECONDS, self._look_for_stall, limiter._moves[self.kind])
 
     def _look_for_stall(self, moves: int) -> None:
         seen = self.limiter._rescue(self, moves)

@@ -120,7 +120,7 @@ class TrioCall(Call):
 
     async def _acquire(self) -> None:
         limiter = self.limiter
-        moves = limiter._moves
+        moves = limiter._moves[self.kind]
         if limiter._acquire(self):
             return
         try:

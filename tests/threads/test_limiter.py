@@ -247,7 +247,7 @@ def test_who_could_be_waited_for_is_let_in_when_nothing_moves(kind: int) -> None
     limiter = ThreadLimiter(1)
     take(limiter, kind)
     first, second = ask(limiter, kind, kind)
-    assert limiter._rescue(first, limiter._moves) is None
+    assert limiter._rescue(first, limiter._moves[first.kind]) is None
     assert (first.proceeded, second.proceeded) == (1, 0)
     stats = limiter.statistics()
     assert stats.rescued == 1
@@ -259,7 +259,7 @@ def test_nobody_is_let_in_beyond_the_limit_while_something_moves() -> None:
     """A token that was given back, or one who was let in, since the last look: wait for as long again."""
     limiter = ThreadLimiter(2)
     take(limiter, EXIT, EXIT)
-    seen = limiter._moves
+    seen = limiter._moves[EXIT]
     first, second, third = ask(limiter, EXIT, EXIT, EXIT)
     assert give_back(limiter, EXIT) == [first]
     moved = limiter._rescue(second, seen)
@@ -271,6 +271,22 @@ def test_nobody_is_let_in_beyond_the_limit_while_something_moves() -> None:
     assert third.proceeded == 0
 
 
+@pytest.mark.parametrize("kind", [EXIT, INNER_ENTER])
+def test_what_others_do_does_not_keep_anybody_waiting(kind: int) -> None:
+    """Only who could be waited for counts: ordinary traffic goes on while all exits wait for the one in the queue."""
+    limiter = ThreadLimiter(1)
+    take(limiter, kind)
+    (waiting,) = ask(limiter, kind)
+    seen = limiter._moves[kind]
+    if kind == EXIT:
+        take(limiter, CALL)
+        give_back(limiter, CALL)
+    take(limiter, INNER_CALL)
+    give_back(limiter, INNER_CALL)
+    assert limiter._rescue(waiting, seen) is None
+    assert waiting.proceeded == 1
+
+
 def test_who_waits_no_more_is_not_let_in() -> None:
     """Neither who has his token by now, nor who has left."""
     limiter = ThreadLimiter(1)
@@ -278,8 +294,8 @@ def test_who_waits_no_more_is_not_let_in() -> None:
     first, second = ask(limiter, EXIT, EXIT)
     limiter._release(EXIT)
     limiter._withdraw(second)
-    assert limiter._rescue(first, limiter._moves) is None
-    assert limiter._rescue(second, limiter._moves) is None
+    assert limiter._rescue(first, limiter._moves[first.kind]) is None
+    assert limiter._rescue(second, limiter._moves[second.kind]) is None
     assert (first.proceeded, second.proceeded) == (0, 0)
     assert limiter.statistics().rescued == 0
 

@@ -38,8 +38,8 @@ class LimiterMachine(RuleBasedStateMachine):
         self.running: list[Asker] = []
         self.waiting: list[Asker] = []
         self.told: list[Asker] = []
-        self.seen = self.limiter._moves  # how many moves there were at some time
-        self.moved = False  # whether something has moved since
+        self.seen = list(self.limiter._moves)  # how many moves there were at some time
+        self.moved: set[int] = set()  # of which kinds something has moved since
         self.rescued = 0
         self.lowered = False  # whether there may be more plain calls than the limit
 
@@ -82,7 +82,7 @@ class LimiterMachine(RuleBasedStateMachine):
     @rule(number=numbers)
     def give_back(self, number: int) -> None:
         asker = self.running.pop(number % len(self.running))
-        self.moved = True
+        self.moved.add(asker.kind)
         assert list(self.limiter._release(asker.kind)) == self.admit_all()
 
     @precondition(lambda self: self.waiting)
@@ -106,17 +106,18 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.seen = self.limiter._moves
-        self.moved = False
+        self.seen = list(self.limiter._moves)
+        self.moved.clear()
 
     @precondition(lambda self: any(asker.kind in {EXIT, INNER_ENTER} for asker in self.waiting))
     @rule(number=numbers)
     def rescue(self, number: int) -> None:
         able = [asker for asker in self.waiting if asker.kind in {EXIT, INNER_ENTER}]
         asker = able[number % len(able)]
-        result = self.limiter._rescue(asker, self.seen)
-        if self.moved:
-            assert result not in {None, self.seen}
+        seen = self.seen[asker.kind]
+        result = self.limiter._rescue(asker, seen)
+        if asker.kind in self.moved:
+            assert result not in {None, seen}
             assert self.told == []
         else:
             assert result is None
@@ -124,7 +125,7 @@ class LimiterMachine(RuleBasedStateMachine):
             self.told.clear()
             self.admit(asker)
             self.rescued += 1
-            self.moved = True
+            self.moved.add(asker.kind)
 
     # ---- what always holds
 
