@@ -12,7 +12,9 @@ __all__ = ["asyncio_loop", "on_event_loop", "on_trio"]
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
     """The asyncio loop that runs the calling code; None on trio, also where trio is the guest of an asyncio loop."""
     loop = asyncio._get_running_loop()
-    if loop is not None:
+    if (
+        loop is not None and asyncio.current_task(loop) is None
+    ):  # trio as a guest runs outside of tasks
         lowlevel = _trio_lowlevel()
         if lowlevel is not None and lowlevel.in_trio_task():
             return None

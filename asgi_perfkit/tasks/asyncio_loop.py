@@ -20,10 +20,12 @@ class AsyncioLoop:
         self._loop = loop
         self._jobs: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
 
-    def start(self, work: Work) -> Job:
+    def start(self, work: Work, ended: Callable[[], object] | None = None) -> Job:
         job = Context().run(_CancellableTask, work(), loop=self._loop)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
+        if ended is not None:
+            job.add_done_callback(lambda _: ended())
         return job
 
     def call_soon(self, callback: Callable[[], object]) -> bool:
@@ -52,8 +54,8 @@ class AsyncioLoop:
         timer = self._loop.call_later(seconds, give_up)
         try:
             await work
-        except asyncio.CancelledError as error:
-            if not given_up or self.is_cancellation(error):
+        except asyncio.CancelledError:
+            if not given_up:
                 raise
         finally:
             timer.cancel()
@@ -62,13 +64,23 @@ class AsyncioLoop:
         return not given_up
 
     def is_cancellation(self, error: BaseException) -> bool:
-        if not isinstance(error, asyncio.CancelledError):
-            return False
         task = asyncio.current_task()
-        if isinstance(task, _CancellableTask):
-            return task.cancelled_by_others
-        # Before Python 3.11 a task does not tell.
-        return not hasattr(task, "cancelling") or task.cancelling() > 0  # type: ignore[union-attr]
+        return (
+            isinstance(error, asyncio.CancelledError)
+            and task is not None
+            and _cancellations(task) > 0
+        )
+
+    def begins_anew(self) -> bool:
+        # A TaskGroup of Python 3.11 and 3.12 may leave a cancellation behind that it has dealt with. One of the loop,
+        # swallowed by the task, looks the same.
+        task: Any = asyncio.current_task()
+        if hasattr(task, "uncancel"):
+            while task.cancelling():
+                task.uncancel()
+        elif isinstance(task, _CancellableTask):
+            task.times_cancelled = 0
+        return True
 
     async def together(self, works: Sequence[Work]) -> None:
         jobs = [self.start(work) for work in works]
@@ -88,13 +100,21 @@ class AsyncioLoop:
 
 
 class _CancellableTask(asyncio.Task[None]):
-    """Knows whether others have cancelled it: code in it may raise, or get, a CancelledError without that."""
+    """Counts, for Python 3.10, how often others have cancelled it."""
 
-    cancelled_by_others = False
+    times_cancelled = 0
 
     def cancel(self, msg: Any | None = None) -> bool:
-        self.cancelled_by_others = True
+        self.times_cancelled += 1
         return super().cancel(msg)
+
+
+def _cancellations(task: asyncio.Task[Any]) -> int:
+    """How often others have cancelled `task`, and not taken it back: it may raise a CancelledError without that."""
+    if hasattr(task, "cancelling"):
+        times: int = task.cancelling()
+        return times
+    return task.times_cancelled if isinstance(task, _CancellableTask) else 1
 
 
 class _AsyncioFlag:

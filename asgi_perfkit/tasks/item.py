@@ -54,7 +54,8 @@ class Item:
     """A task that waits for its turn, or has it.
 
     :ivar function: what is called.
-    :ivar has_finished: whether its function has returned, in a thread, though the task may be cancelled meanwhile.
+    :ivar has_finished: whether its function, in a thread, has returned, though the task was cancelled meanwhile.
+    :ivar error: what it has raised in that case.
     :ivar is_async: whether calling it gives a coroutine.
     :ivar context: the copy of the context it was added in, in which it runs.
     :ivar account: of the piece of work that added it; None if that is not measured.
@@ -67,6 +68,7 @@ class Item:
         "added_ns",
         "args",
         "context",
+        "error",
         "function",
         "has_finished",
         "is_async",
@@ -89,6 +91,7 @@ class Item:
         self.function = function
         self.is_async = is_async(function)
         self.has_finished = False
+        self.error: BaseException | None = None
         self.args = args
         self.kwargs = kwargs
         self.context: Context = copy_context()
@@ -119,11 +122,14 @@ class Item:
     async def _call_in_thread(self, limiter: ThreadLimiter | None) -> None:
         call = new_call(self.context, CALL, self.function, self.args, self.kwargs, limiter=limiter)
         cancelled = await call.run()
-        self.has_finished = call.error is None
-        try:
-            value = call.result(cancelled)
-        finally:
-            del cancelled  # its traceback holds this frame
+        if cancelled is not None:
+            self.has_finished = call.error is None
+            self.error = call.error
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # its traceback holds this frame
+        value = call.result(None)
         if hasattr(type(value), "__await__"):  # a lambda around a coroutine function, for one
             await in_context(_awaited(value), self.context)
 

@@ -30,8 +30,11 @@ class Flag(Protocol):
 class Loop(Protocol):
     """An event loop that runs."""
 
-    def start(self, work: Work) -> Job:
-        """Run `work`, which must not raise, by itself and in an empty context."""
+    def start(self, work: Work, ended: Callable[[], object] | None = None) -> Job:
+        """Run `work`, which must not raise, by itself and in an empty context.
+
+        :param ended: called on the loop when it is over, also if it was cancelled before it began.
+        """
 
     def call_soon(self, callback: Callable[[], object]) -> bool:
         """Have it called on the loop, from any thread; False if the loop is over."""
@@ -50,6 +53,9 @@ class Loop(Protocol):
 
     def is_cancellation(self, error: BaseException) -> bool:
         """Whether `error` is the cancellation of the running task by others, and not one that its code has made."""
+
+    def begins_anew(self) -> bool:
+        """Forget what a task of the supervisor has done to the running task; whether another one may begin in it."""
 
     async def together(self, works: Sequence[Work]) -> None:
         """Run `works`, which must not raise, at the same time, and wait for all."""

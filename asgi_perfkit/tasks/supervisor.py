@@ -63,7 +63,7 @@ class TaskFailure:
 
 OnError = Callable[[TaskFailure], object]
 Group = list[Item]  # of tasks that run at the same time
-Entry = Item | list[Group]  # the groups of a list of tasks
+Entry = Item | deque[Group]  # the groups of a list of tasks
 
 
 class TaskQueue:
@@ -95,7 +95,7 @@ class TaskQueue:
                     "add_task(tasks)", args or kwargs, "a list of tasks has its arguments already."
                 )
             supervisor.expect(len(function))
-            entry = list(function.take(partial(self.add, account)))
+            entry = deque(function.take(partial(self.add, account)))
         else:
             entry = Item(function, args, kwargs)
             supervisor.expect(1)
@@ -192,6 +192,7 @@ class Supervisor:
         self.is_open = False
         self.unclaimed = _Unclaimed()
         self._closed = False
+        self._coming = 0  # queues on their way from other threads
         self.counts = dict.fromkeys(_SETTLED, 0)
         self._unsettled = 0  # accepted, and none of these yet
         self._running: set[Item] = set()
@@ -253,8 +254,13 @@ class Supervisor:
             self._give_up(queue)
         elif loop.is_current():
             self._admit(queue)
-        elif not loop.call_soon(partial(self._admit, queue)):
-            self._give_up(queue)
+        else:
+            with self.lock:
+                self._coming += 1
+            if not loop.call_soon(partial(self._admit, queue, came=1)):
+                with self.lock:
+                    self._coming -= 1
+                self._give_up(queue)
 
     def statistics(self) -> dict[str, int]:
         """How many tasks wait, run, and have become what."""
@@ -282,9 +288,12 @@ class Supervisor:
     async def run_unclaimed(self) -> None:
         """Run the queues that nobody else will, and wait for their end."""
         loop = running_loop()
-        await loop.together(
-            [partial(self._run, loop, queue, here=True) for queue in self._take_unclaimed()]
-        )
+        queues = self._take_unclaimed()
+        try:
+            await loop.together([partial(self._run, loop, queue, here=True) for queue in queues])
+        finally:
+            for queue in queues:
+                self._give_up(queue)  # should one have been cancelled before it had begun
 
     def give_up_unclaimed(self) -> None:
         """Account for the queues that nobody will run."""
@@ -303,7 +312,7 @@ class Supervisor:
         loop = self._loop
         if loop is None:
             return
-        if self._runners or self._ready:
+        if self._runners or self._ready or self._coming:
             self._drained = loop.flag()
             if not await self._drained.wait(seconds):
                 self._closed = True
@@ -313,23 +322,31 @@ class Supervisor:
                 self._drained = loop.flag()
                 for runner in list(self._runners):
                     runner.job.cancel()
-                if self._runners:
+                if self._runners or self._coming:
                     await self._drained.wait()
         self._closed = True
         self.is_open = False
 
     # ---- inside
 
-    def _admit(self, queue: TaskQueue) -> None:
+    def _admit(self, queue: TaskQueue, came: int = 0) -> None:
+        with self.lock:
+            self._coming -= came
         if self._closed:  # while it was on its way here
             self._give_up(queue)
+            self._look_drained()
             return
         self._ready.append(queue)
         if len(self._runners) < self._max_concurrency:
             assert self._loop is not None
             runner = _Runner()
             self._runners.add(runner)
-            runner.job = self._loop.start(partial(self._run_ready, self._loop, runner))
+            try:
+                runner.job = self._loop.start(
+                    partial(self._run_ready, self._loop, runner), partial(self._note_end, runner)
+                )
+            except RuntimeError:  # the loop takes no more work: it ends
+                self._note_end(runner)
 
     async def _run_ready(self, loop: Loop, runner: _Runner) -> None:
         try:
@@ -337,13 +354,22 @@ class Supervisor:
                 await self._run(loop, self._ready.popleft())
         finally:
             self._runners.discard(runner)
-            if not self._runners and self._drained is not None:
-                self._drained.set()
+
+    def _note_end(self, runner: _Runner) -> None:
+        """A runner is over; it may have been cancelled before it began."""
+        self._runners.discard(runner)
+        if not self._runners:
+            while self._ready:  # the loop has cancelled all: it ends
+                self._give_up(self._ready.popleft())
+            self._look_drained()
+
+    def _look_drained(self) -> None:
+        if self._drained is not None and not (self._runners or self._ready or self._coming):
+            self._drained.set()
 
     async def _run(self, loop: Loop, queue: TaskQueue, *, here: bool = False) -> None:
         try:
-            # A task may swallow its cancellation: no other one begins then.
-            while (here or not self._closed) and (entry := queue.take()) is not None:
+            while not self._stops(loop, here=here) and (entry := queue.take()) is not None:
                 if isinstance(entry, Item):
                     await self._run_item(loop, entry)
                 else:
@@ -351,21 +377,35 @@ class Supervisor:
         except BaseException:  # the loop has cancelled this
             self._give_up(queue)
             raise
-        if self._closed and not here:
+        if self._stops(loop, here=here):
             self._give_up(queue)
 
-    async def _run_groups(self, loop: Loop, groups: list[Group], *, here: bool) -> None:
-        left = iter(groups)
+    def _stops(self, loop: Loop, *, here: bool) -> bool:
+        """Whether no other task is to begin: a task may have swallowed the cancellation."""
+        return (self._closed and not here) or not loop.begins_anew()
+
+    async def _run_groups(self, loop: Loop, groups: deque[Group], *, here: bool) -> None:
         try:
-            for group in left:
-                if self._closed and not here:
-                    self.account_for(group, "cancelled")
-                elif len(group) == 1:
-                    await self._run_item(loop, group[0])
+            while groups and not self._stops(loop, here=here):
+                group = groups.popleft()
+                if len(group) == 1:
+                    await self._run_item(loop, group.pop())
                 else:
-                    await loop.together([partial(self._run_item, loop, item) for item in group])
+                    await self._run_group(loop, group)
         finally:
-            self.account_for((item for group in left for item in group), "cancelled")
+            self.account_for(_items_of([groups]), "cancelled")
+
+    async def _run_group(self, loop: Loop, group: Group) -> None:
+        waiting = set(group)
+
+        async def begin(item: Item) -> None:
+            waiting.discard(item)
+            await self._run_item(loop, item)
+
+        try:
+            await loop.together([partial(begin, item) for item in group])
+        finally:
+            self.account_for(waiting, "cancelled")  # before they had begun
 
     async def _run_item(self, loop: Loop, item: Item) -> None:
         self._running.add(item)
@@ -380,7 +420,9 @@ class Supervisor:
                 reason = "timed_out"
         except BaseException as raised:
             if loop.is_cancellation(raised):
-                if not item.has_finished:
+                if item.error is not None:
+                    reason, error = "failed", item.error
+                elif not item.has_finished:
                     reason = "cancelled"
                 raise
             reason, error = "failed", raised
@@ -429,7 +471,7 @@ class Supervisor:
             self._on_error(
                 TaskFailure(item.name, reason, error, item.function, item.args, item.kwargs)
             )
-        except Exception as failure:
+        except BaseException as failure:  # whatever it is, the tasks go on
             logger.error("on_error failed for %s.", item.describe(), exc_info=failure)
 
 
@@ -459,7 +501,12 @@ async def run_alone(tasks: TaskList) -> None:
         max_concurrency=1, max_pending=max(1, len(tasks)), limiter=default_limiter()
     )
     supervisor.expect(len(tasks))
-    await supervisor._run_groups(running_loop(), list(tasks.take()), here=True)
+    loop = running_loop()
+    groups = deque(tasks.take())
+    try:
+        await loop.together([partial(supervisor._run_groups, loop, groups, here=True)])
+    finally:
+        supervisor.account_for(_items_of([groups]), "cancelled")  # should it not have begun
 
 
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()

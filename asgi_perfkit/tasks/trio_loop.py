@@ -19,12 +19,16 @@ class TrioLoop:
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
 
-    def start(self, work: Work) -> Job:
+    def start(self, work: Work, ended: Callable[[], object] | None = None) -> Job:
         cancel_scope = trio.CancelScope()
 
         async def run() -> None:
-            with cancel_scope:
-                await work()
+            try:
+                with cancel_scope:
+                    await work()
+            finally:
+                if ended is not None:
+                    ended()
 
         trio.lowlevel.spawn_system_task(run, context=Context())
         return cancel_scope
@@ -57,6 +61,9 @@ class TrioLoop:
         # An exception group, of Python 3.11 or of the package that brings it to 3.10.
         inner = getattr(error, "exceptions", None)
         return isinstance(inner, tuple) and bool(inner) and all(map(self.is_cancellation, inner))
+
+    def begins_anew(self) -> bool:
+        return trio.current_effective_deadline() != -inf
 
     async def together(self, works: Sequence[Work]) -> None:
         async with trio.open_nursery() as nursery:

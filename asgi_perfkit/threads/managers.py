@@ -41,8 +41,6 @@ class contextmanager_in_threadpool(Generic[T]):  # noqa: N801  # used like a fun
         each manager that is open. The limiter's hooks are called before the enter and after the exit.
     :param thread_sensitive: run both where Django's synchronous code of this request runs; see
         :func:`run_in_threadpool`.
-    One object is for one ``async with`` at a time.
-
     :raises ConfigurationTypeError: `cm` is no context manager.
     """
 

@@ -81,12 +81,14 @@ class PooledCall(AsyncioCall):
             self.loop.call_later(STALL_SECONDS, self._look_for_stall, seen)
 
     def proceed(self) -> None:
-        going: list[Waiter] = [self]
-        for waiter in going:
-            if isinstance(waiter, PooledCall):
-                going += waiter._start()
-            else:
-                waiter.proceed()
+        admitted = self._start()
+        if admitted:
+            going = list(admitted)
+            for waiter in going:
+                if isinstance(waiter, PooledCall):
+                    going += waiter._start()
+                else:
+                    waiter.proceed()
 
     def _start(self) -> Sequence[Waiter]:
         """Get a thread, or fail; returns who has got the token in the latter case."""
@@ -160,7 +162,8 @@ class Pool:
             if pin is not None:
                 if pin.closed and call.kind != EXIT:
                     raise RuntimeError(NO_THREAD)
-                if pin.worker is not None:
+                # A pin that was forgotten keeps its worker no more: an exit that comes even so runs in any.
+                if pin.worker is not None and pin.worker.kept:
                     pin.worker.give(call)
                     return
             self.ready.append(call)
@@ -355,7 +358,7 @@ class Worker(Thread):
         with pool.lock:
             if not self.pinned:
                 pool.active -= 1
-                if call.pin is not None:
+                if call.pin is not None and not call.pin.closed:
                     call.pin.worker = self
                     self.pinned = self.kept = True
                     pool.size -= 1
@@ -376,8 +379,11 @@ _pools: dict[asyncio.AbstractEventLoop, Pool] = {}
 
 def _new_pool(loop: asyncio.AbstractEventLoop) -> Pool:
     for other in list(_pools):
-        if other.is_closed():  # without closing its asynchronous generators
-            _pools.pop(other, None)
+        if other.is_closed():  # perhaps without closing its asynchronous generators
+            forgotten = _pools.pop(other, None)
+            if forgotten is not None:
+                forgotten.closing = True
+                forgotten.dismiss_idle()
     pool = _pools[loop] = Pool(loop)
     return pool
 
