@@ -18,15 +18,19 @@ class AsyncioLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._jobs: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
 
     def start(self, work: Work, ended: Callable[[], object] | None = None) -> Job:
-        job = Context().run(_CancellableTask, work(), loop=self._loop)
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        task = self._start(work)
         if ended is not None:
-            job.add_done_callback(lambda _: ended())
-        return job
+            task.add_done_callback(lambda _: ended())
+        return _AsyncioJob(task)
+
+    def _start(self, work: Work) -> _SupervisedTask:
+        task = Context().run(_SupervisedTask, work(), loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def call_soon(self, callback: Callable[[], object]) -> bool:
         try:
@@ -49,7 +53,7 @@ class AsyncioLoop:
         def give_up() -> None:
             nonlocal given_up
             given_up = True
-            asyncio.Task.cancel(task)  # and not by others
+            task.cancel()
 
         timer = self._loop.call_later(seconds, give_up)
         try:
@@ -67,31 +71,29 @@ class AsyncioLoop:
         task = asyncio.current_task()
         return (
             isinstance(error, asyncio.CancelledError)
-            and task is not None
-            and _cancellations(task) > 0
+            and isinstance(task, _SupervisedTask)
+            and task.is_ending
         )
 
     def begins_anew(self) -> bool:
-        # A TaskGroup of Python 3.11 and 3.12 may leave a cancellation behind that it has dealt with. One of the loop,
-        # swallowed by the task, looks the same.
         task: Any = asyncio.current_task()
-        if hasattr(task, "uncancel"):
-            while task.cancelling():
-                task.uncancel()
-        elif isinstance(task, _CancellableTask):
-            task.times_cancelled = 0
+        if isinstance(task, _SupervisedTask) and task.is_ending:
+            return False
+        # A TaskGroup of Python 3.11 and 3.12 may leave a cancellation behind that it has dealt with.
+        while hasattr(task, "cancelling") and task.cancelling():
+            task.uncancel()
         return True
 
     async def together(self, works: Sequence[Work]) -> None:
-        jobs = [self.start(work) for work in works]
+        jobs = [self._start(work) for work in works]
         cancelled = None
-        while any(not job.done() for job in jobs):  # type: ignore[attr-defined]
+        while any(not job.done() for job in jobs):
             try:
-                await asyncio.wait(jobs)  # type: ignore[type-var]
+                await asyncio.wait(jobs)
             except asyncio.CancelledError as error:
                 cancelled = cancelled or error
                 for job in jobs:
-                    job.cancel()
+                    job.end()
         try:
             if cancelled is not None:
                 raise cancelled
@@ -99,22 +101,27 @@ class AsyncioLoop:
             del cancelled  # its traceback holds this frame
 
 
-class _CancellableTask(asyncio.Task[None]):
-    """Counts, for Python 3.10, how often others have cancelled it."""
+class _SupervisedTask(asyncio.Task[None]):
+    """Knows whether it is to end: code in it may cancel it for its own purposes (time-outs and task groups do).
 
-    times_cancelled = 0
+    :ivar is_ending: whether the supervisor has ended it, or the loop, which cancels all tasks when it has stopped.
+    """
+
+    is_ending = False
 
     def cancel(self, msg: Any | None = None) -> bool:
-        self.times_cancelled += 1
+        if asyncio._get_running_loop() is None:
+            self.is_ending = True
         return super().cancel(msg)
 
+    def end(self) -> None:
+        self.is_ending = True
+        super().cancel()
 
-def _cancellations(task: asyncio.Task[Any]) -> int:
-    """How often others have cancelled `task`, and not taken it back: it may raise a CancelledError without that."""
-    if hasattr(task, "cancelling"):
-        times: int = task.cancelling()
-        return times
-    return task.times_cancelled if isinstance(task, _CancellableTask) else 1
+
+class _AsyncioJob:
+    def __init__(self, task: _SupervisedTask) -> None:
+        self.cancel = task.end
 
 
 class _AsyncioFlag:

@@ -273,19 +273,9 @@ INNER: dict[str, Callable[[], Any]] = {"anyio": in_move_on_after, "wait_for": in
 if sys.version_info >= (3, 11):
     INNER["timeout"] = in_timeout
     INNER["task group"] = in_task_group
-LEAVES_A_CANCELLATION = pytest.mark.xfail(
-    sys.version_info < (3, 13),
-    reason="a TaskGroup may leave a cancellation behind: a CancelledError of the task's own looks like one of the loop's",
-)
 
 
-@pytest.mark.parametrize(
-    "inner",
-    [
-        pytest.param(inner, id=name, marks=[LEAVES_A_CANCELLATION] * (name == "task group"))
-        for name, inner in INNER.items()
-    ],
-)
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 def test_what_a_task_cancels_in_itself_is_its_own_matter(
     run_asyncio: Run, supervise: Supervise, inner: Callable[[], Any]
 ) -> None:
