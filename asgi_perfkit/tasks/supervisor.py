@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import RLock
 from time import perf_counter_ns
 from typing import Any, Literal
 
@@ -188,7 +188,8 @@ class Supervisor:
         self._max_pending = max_pending
         self._limiter = limiter
         self._on_error = on_error
-        self.lock = Lock()
+        # Re-entrant: a garbage collection may close a coroutine whose tasks are to be accounted for.
+        self.lock = RLock()
         self.is_open = False
         self.unclaimed = _Unclaimed()
         self._closed = False
@@ -248,9 +249,8 @@ class Supervisor:
     def schedule(self, queue: TaskQueue) -> None:
         """Run `queue` when there is room for it; from any thread."""
         loop = self._loop
-        if (
-            loop is None
-        ):  # it was never open, and who released the queue has waited for its end already
+        if loop is None:
+            # It was never open, and the request, whose call would have run the queue, is over.
             self._give_up(queue)
         elif loop.is_current():
             self._admit(queue)
