@@ -30,7 +30,7 @@ from tests.support import checkpoint, together
 from tests.threads.conftest import Form, workers
 from tests.threads.gates import PATIENCE_SECONDS, Task
 
-HOPS = int(os.environ.get("SOAK_HOPS", "2000"))  # for each form of cancellation on each loop
+HOPS = int(os.environ.get("SOAK_HOPS", "500"))  # for each form of cancellation on each loop
 TOKENS = 8
 AT_ONCE = 40  # tasks
 ROUNDS = 10  # of the soak; the first is for warming up
