@@ -27,7 +27,7 @@ GRACEFUL_SECONDS = 1  # hypercorn takes whole ones
 
 WORKERS = ("asyncio", "uvloop", "trio")
 #: How many servers are ended at a random moment, on each loop; 200 say more than 10, and take ten minutes.
-ROUNDS = int(os.environ.get("PERFKIT_SIGTERM_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("PERFKIT_SIGTERM_ROUNDS", "5"))
 
 #: What ends a server: by hand in a terminal, and by supervisors that tell the parent only, or every process.
 ENDINGS = {
@@ -306,8 +306,10 @@ def test_what_was_accepted_is_done_or_reported(worker: str, seed: int, tmp_path:
         counter = iter(range(10**9))
 
         def visit() -> None:
-            connection = server.connect()
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            with (
+                contextlib.closing(server.connect()) as connection,
+                contextlib.suppress(OSError, http.client.HTTPException),
+            ):
                 while True:
                     number = next(counter)
                     order(connection, ("briefly", "briefly_in_a_thread")[number % 2], number)
