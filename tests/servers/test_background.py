@@ -26,7 +26,7 @@ STOP_SECONDS = 15
 GRACEFUL_SECONDS = 1  # hypercorn takes whole ones
 
 WORKERS = ("asyncio", "uvloop", "trio")
-#: How many servers are ended at a random moment, on each loop; 200 say more than 10, and take ten minutes.
+#: How many servers are ended at a random moment, on each loop: 200 say more, and take two minutes on each.
 ROUNDS = int(os.environ.get("PERFKIT_SIGTERM_ROUNDS", "5"))
 
 #: What ends a server: by hand in a terminal, and by supervisors that tell the parent only, or every process.
