@@ -99,7 +99,7 @@ class Exchange(DrivenAccount):
         self.observers = ()
         self.first = None
         self.parent = parent
-        self.endpoint = self.late = self.observations = self.tasks = None
+        self.endpoint = self.late = self.observations = self.tasks = self.encoder = None
         self.condensed: dict[str, Histogram] | None = None
         self.owner = owner
         self.memory: int | None = None

@@ -65,11 +65,13 @@ class Account:
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`; None before the first.
     :ivar late: takes what is observed after the work is over; None before.
     :ivar tasks: takes what is to be done after the work; None if nobody does that here.
+    :ivar encoder: makes JSON of what the work answers; None for the default, or that of the account around.
     """
 
     __slots__ = (
         "__weakref__",
         "closed",
+        "encoder",
         "endpoint",
         "late",
         "longest_ns",
@@ -92,6 +94,7 @@ class Account:
         self.observations: list[tuple[str, int]] | None = None
         self.late: LateObserver | None = None
         self.tasks: TaskTaker | None = None
+        self.encoder: Any = None
 
     def lineage(self) -> list[Account]:
         """This account and those it was opened in, as far as they are open."""
@@ -159,8 +162,11 @@ class Account:
     def end(self, late: LateObserver | None) -> None:
         """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
         self.closed = True
-        if self.tasks is None and self.parent is not None:
-            self.tasks = self.parent.tasks  # of what comes late, too
+        if self.parent is not None:  # what comes late has them, too
+            if self.tasks is None:
+                self.tasks = self.parent.tasks
+            if self.encoder is None:
+                self.encoder = self.parent.encoder
         self.parent = None
         self.late = late or _NOBODY
         if self.observations:
