@@ -44,7 +44,7 @@ wheel = "$$(ls "$(ENV)"/dist/*.whl)$(1)"
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo '  PYTHON=python3.13    the Python to do it with (now: $(PYTHON))'
 	@echo '  ARGS="-k histogram"  more arguments for pytest, the demo or the benchmarks'
@@ -53,18 +53,20 @@ help: ## show this list
 demo: $(ENV)/demo.installed ## start a real app behind hypercorn, send it traffic, show its figures
 	@"$(ENV)/demo/bin/python" sample_apps/demo.py $(ARGS)
 
+# The tests of servers in one process, all others in the other.
+SHARED := -n 2 --dist loadgroup
+
 .PHONY: test
-test: export COVERAGE_FILE = $(ENV)/coverage
-test: $(ENV)/test.installed ## run the tests against the built wheel; with coverage when ARGS is empty
-ifeq ($(strip $(ARGS)),)
+test: $(ENV)/test.installed ## run the tests against the built wheel, in two processes when ARGS is empty
+	@$(call script,test,pytest) $(if $(strip $(ARGS)),$(ARGS),$(SHARED))
+
+.PHONY: coverage
+coverage: export COVERAGE_FILE = $(ENV)/coverage
+coverage: $(ENV)/test.installed ## run them all and tell which lines and branches were not run
 	@rm -f "$(ENV)"/coverage*
-	@$(call script,test,coverage) run "$(ENV)/test/bin/pytest"
-	@$(call script,test,coverage) combine --quiet
+	@$(call script,test,pytest) $(SHARED) --cov --cov-report=
 	@$(call script,test,coverage) report --include='tests/*'
 	@$(call script,test,coverage) report --include='asgi_perfkit/*' --fail-under=95
-else
-	@$(call script,test,pytest) $(ARGS)
-endif
 
 .PHONY: lint
 lint: $(ENV)/lint.required ## check style and formatting

@@ -591,7 +591,6 @@ def test_a_scope_that_the_app_empties(run: Run, registry: Registry) -> None:
         (saying(), {"server_timing": None}, TypeError, ["server_timing", "None", "function"]),
         (saying(), {"server_timing": 1}, TypeError, ["server_timing", "1", "function"]),
     ],
-    ids=repr,
 )
 def test_a_wrong_argument_fails_at_construction(
     app: Any, options: dict[str, Any], kind: type[Exception], words: list[str]

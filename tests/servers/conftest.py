@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .harness import Application, Deployment, Server, serve
+from .harness import HERE, Application, Deployment, Server, serve
 
 ASYNCIO_ONLY = ("asyncio", "uvloop")
 
@@ -40,3 +40,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def anyio_backend() -> str:
     """The clients' loop; the servers' are in their own processes."""
     return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of servers, which take longest, and keep them in one process: they share the servers."""
+    items.sort(key=lambda item: not item.path.is_relative_to(HERE))
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.xdist_group("servers"))

@@ -83,7 +83,7 @@ def test_what_is_yielded_and_sent_in_passes_unchanged(awaited: Awaited) -> None:
 @pytest.mark.parametrize(
     "result",
     [None, object(), (), (1, 2), ValueError("returned"), StopIteration("returned"), StopIteration],
-    ids=repr,
+    ids=lambda result: type(result).__name__,
 )
 def test_any_result_comes_out(awaited: Awaited, result: object) -> None:
     """A result is handed over as it is: a tuple is not unpacked, an exception not raised."""

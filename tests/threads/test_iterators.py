@@ -261,14 +261,14 @@ def test_the_loop_has_its_turns(run: Run) -> None:
 
     async def main() -> None:
         task = spawn(lap)
-        async for _ in iterate_in_threadpool(range(20_000)):
+        async for _ in iterate_in_threadpool(range(2_000)):
             pass
         over.set()
         await task.result()
 
     over = Signal()
     run(main)
-    assert laps > 100
+    assert laps > 30
 
 
 def test_the_iterator_itself_is_made_in_a_thread(run: Run) -> None:
