@@ -14,9 +14,22 @@ from typing import Any
 import anyio
 import trio
 
+from asgi_perfkit import run_in_threadpool
+from tests.support import checkpoint
+
 PATIENCE_SECONDS = 10.0  # after which a test that hangs fails, rather than be ended from outside
+TURNS = 20  # of the loop, in which what must not happen would happen
 
 Function = Callable[[], Awaitable[Any]]
+
+
+async def turns() -> None:
+    for _ in range(TURNS):
+        await checkpoint()
+
+
+def here() -> threading.Thread:
+    return threading.current_thread()
 
 
 class Signal:
@@ -271,3 +284,16 @@ def spawn(function: Function) -> Task:
     if asyncio._get_running_loop() is not None:
         return NativeTask(function)
     return TrioTask(function)
+
+
+async def is_free(thread: threading.Thread) -> bool:
+    """Whether `thread` is there for calls: more and more at once, until one of them has it."""
+    for count in range(1, 40):
+        with Gate() as gate:
+            tasks = [spawn(lambda gate=gate: run_in_threadpool(gate)) for _ in range(count)]
+            await gate.reached(count)
+        for task in tasks:
+            await task.result()
+        if thread in gate.threads:
+            return True
+    return False

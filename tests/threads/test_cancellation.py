@@ -16,14 +16,7 @@ from asgi_perfkit import ThreadLimiter, run_in_threadpool
 from tests.conftest import Run
 from tests.support import Trouble, checkpoint
 from tests.threads.conftest import Form
-from tests.threads.gates import Gate, Signal, Task, spawn
-
-TURNS = 20  # of the loop, in which what must not happen would happen
-
-
-async def turns() -> None:
-    for _ in range(TURNS):
-        await checkpoint()
+from tests.threads.gates import Gate, Signal, Task, spawn, turns
 
 
 async def queued(limiter: ThreadLimiter, number: int) -> None:

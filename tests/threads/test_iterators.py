@@ -29,34 +29,11 @@ from asgi_perfkit.exceptions import ConfigurationTypeError
 from tests.conftest import EVERY_LOOP, Run
 from tests.support import Trouble, checkpoint, forever
 from tests.threads.conftest import Form, workers
-from tests.threads.gates import Gate, Signal, Task, spawn
+from tests.threads.gates import Gate, Signal, Task, here, is_free, spawn, turns
 
-TURNS = 20  # of the loop, in which what must not happen would happen
 AHEAD = 64  # how many items may be fetched before they are asked for
 
 var: ContextVar[str] = ContextVar("var", default="nothing")
-
-
-async def turns() -> None:
-    for _ in range(TURNS):
-        await checkpoint()
-
-
-def here() -> threading.Thread:
-    return threading.current_thread()
-
-
-async def is_free(thread: threading.Thread) -> bool:
-    """Whether `thread` is there for calls: more and more at once, until one of them has it."""
-    for count in range(1, 40):
-        with Gate() as gate:
-            tasks = [spawn(lambda gate=gate: run_in_threadpool(gate)) for _ in range(count)]
-            await gate.reached(count)
-        for task in tasks:
-            await task.result()
-        if thread in gate.threads:
-            return True
-    return False
 
 
 def contexts(error: BaseException) -> list[BaseException]:

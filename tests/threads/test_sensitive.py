@@ -15,13 +15,9 @@ from asgi_perfkit.exceptions import ConfigurationTypeError
 from tests.conftest import Run
 from tests.support import Trouble, checkpoint
 from tests.threads.conftest import Form
-from tests.threads.gates import Gate, spawn
+from tests.threads.gates import Gate, here, spawn
 
 var: ContextVar[str] = ContextVar("var")
-
-
-def here() -> threading.Thread:
-    return threading.current_thread()
 
 
 async def ours() -> threading.Thread:
