@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
-__all__ = ["asyncio_loop", "on_event_loop", "on_trio"]
+__all__ = ["anyio_shield", "asyncio_loop", "on_event_loop", "on_trio"]
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
@@ -38,6 +39,16 @@ def on_trio() -> bool:
     return True
 
 
+def anyio_shield() -> contextlib.AbstractContextManager[object]:
+    """Keep anyio, if it is in use, from cancelling the task again at each turn of the asyncio loop."""
+    cancel_scope = _if_loaded("anyio", "CancelScope")
+    return contextlib.nullcontext() if cancel_scope is None else cancel_scope(shield=True)
+
+
 def _trio_lowlevel() -> Any:
-    # Another thread may be importing trio just now: then the module is there, and nothing in it.
-    return getattr(sys.modules.get("trio"), "lowlevel", None)
+    return _if_loaded("trio", "lowlevel")
+
+
+def _if_loaded(module: str, name: str) -> Any:
+    # Another thread may be importing it just now: then the module is there, and nothing in it.
+    return getattr(sys.modules.get(module), name, None)

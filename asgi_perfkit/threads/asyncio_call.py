@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
 from abc import abstractmethod
 from collections.abc import Awaitable
 
+from asgi_perfkit.steps.loop import anyio_shield
 from asgi_perfkit.threads.call import Call
 
 __all__ = ["AsyncioCall"]
@@ -51,7 +50,7 @@ class AsyncioCall(Call):
             self.withdraw()
             raise
         try:
-            with _shield():
+            with anyio_shield():
                 while not self.over:
                     self._future = self.loop.create_future()
                     try:
@@ -80,10 +79,3 @@ class AsyncioCall(Call):
     def _wake(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
-
-
-def _shield() -> contextlib.AbstractContextManager[object]:
-    """Keep anyio, if it is in use, from cancelling the task again at each turn of the loop."""
-    # Another thread may be importing anyio just now: then the module is there, and nothing in it.
-    cancel_scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
-    return contextlib.nullcontext() if cancel_scope is None else cancel_scope(shield=True)
