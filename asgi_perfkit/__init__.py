@@ -6,23 +6,41 @@ Wrap the app, run it behind hypercorn, and know where every millisecond and mega
     get_performance_stats(by="endpoint")
 """
 
+from asgi_perfkit.caching.cached import cached
+from asgi_perfkit.caching.request import RequestScopedCache
+from asgi_perfkit.encoding.encoder import Encoder, dumps
+from asgi_perfkit.encoding.events import Event
 from asgi_perfkit.exceptions import (
+    CleanupError,
     ConfigurationError,
+    DependencyCycleError,
+    DependencyError,
+    EncodeError,
     NoRequestError,
     PerfKitError,
     QueueFullError,
+    ResourcesClosedError,
 )
 from asgi_perfkit.metrics.registry import Registry, default_registry
 from asgi_perfkit.metrics.runtime import get_runtime_stats
 from asgi_perfkit.metrics.spans import measure
 from asgi_perfkit.metrics.statistics import get_performance_stats, reset_performance_stats
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
+from asgi_perfkit.middleware.encoder import ResponseEncoderMiddleware
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.middleware.resources import ResourceMiddleware
+from asgi_perfkit.resources.current import app_resources, current_resources
+from asgi_perfkit.resources.manager import ResourceManager
+from asgi_perfkit.resources.markers import Depends
+from asgi_perfkit.resources.solver import dependency_overrides, resolve
+from asgi_perfkit.responses import JSON, NDJSON, EventStream, JSONArray, send_json
 from asgi_perfkit.stack import PerfKit
 from asgi_perfkit.tasks.adding import add_task
+from asgi_perfkit.tasks.engines import CeleryEngine, TaskiqEngine
+from asgi_perfkit.tasks.failure import TaskFailure
+from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import task_options
 from asgi_perfkit.tasks.lists import BackgroundTasks, BatchedBackgroundTasks
-from asgi_perfkit.tasks.supervisor import TaskFailure
 from asgi_perfkit.threads.functions import run_in_threadpool
 from asgi_perfkit.threads.iterators import iterate_in_threadpool
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
@@ -34,24 +52,50 @@ __all__ = [
     "BackgroundTaskMiddleware",
     "BackgroundTasks",
     "BatchedBackgroundTasks",
+    "CeleryEngine",
+    "CleanupError",
     "ConfigurationError",
+    "DependencyCycleError",
+    "DependencyError",
+    "Depends",
+    "EncodeError",
+    "Encoder",
+    "Event",
+    "EventStream",
+    "Handoff",
+    "JSON",
+    "JSONArray",
+    "NDJSON",
     "NoRequestError",
     "PerfKit",
     "PerfKitError",
     "PerformanceMiddleware",
     "QueueFullError",
     "Registry",
+    "RequestScopedCache",
+    "ResourceManager",
+    "ResourceMiddleware",
+    "ResourcesClosedError",
+    "ResponseEncoderMiddleware",
     "TaskFailure",
+    "TaskiqEngine",
     "ThreadLimiter",
     "add_task",
+    "app_resources",
+    "cached",
     "contextmanager_in_threadpool",
+    "current_resources",
     "default_limiter",
     "default_registry",
+    "dependency_overrides",
+    "dumps",
     "get_performance_stats",
     "get_runtime_stats",
     "iterate_in_threadpool",
     "measure",
     "reset_performance_stats",
+    "resolve",
     "run_in_threadpool",
+    "send_json",
     "task_options",
 ]

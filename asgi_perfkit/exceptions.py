@@ -6,15 +6,21 @@ An application's own exceptions are never wrapped: what an application raises re
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
+    "CleanupError",
     "ConfigurationError",
     "ConfigurationTypeError",
     "ConfigurationValueError",
+    "DependencyCycleError",
+    "DependencyError",
+    "EncodeError",
     "NoRequestError",
     "PerfKitError",
     "QueueFullError",
+    "ResourcesClosedError",
 ]
 
 
@@ -64,6 +70,72 @@ class ConfigurationValueError(ConfigurationError, ValueError):
     """A :class:`ConfigurationError` about a value outside what is allowed."""
 
 
+class CleanupError(PerfKitError):
+    """Resources failed to close. Raised where Python has no ExceptionGroup, nor the package `exceptiongroup` is there.
+
+    :ivar exceptions: what they have raised.
+    """
+
+    def __init__(self, message: str, exceptions: Sequence[Exception]) -> None:
+        shown = "; ".join(repr(each) for each in exceptions)
+        super().__init__(f"{message}: {shown}")
+        self._message = message
+        self.exceptions = tuple(exceptions)
+
+    def __reduce__(self) -> tuple[type[CleanupError], tuple[str, tuple[Exception, ...]]]:
+        return type(self), (self._message, self.exceptions)
+
+
+class DependencyError(ConfigurationTypeError):
+    """A dependency cannot be resolved, whatever the request; found when the plan for a function is made.
+
+    :ivar chain: the names of the functions that lead to it, from the outermost.
+    :ivar parameter: the name of the parameter; None if it is none in particular.
+    """
+
+    def __init__(self, chain: Sequence[str], parameter: str | None, remedy: str) -> None:
+        way = " -> ".join(chain)
+        super().__init__(way if parameter is None else f"{way}({parameter})", None, remedy)
+        self.args = (f"{self.subject}: {remedy}",)
+        self.chain = tuple(chain)
+        self.parameter = parameter
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.chain, self.parameter, self._remedy)
+
+
+class DependencyCycleError(DependencyError):
+    """Dependencies depend on each other.
+
+    :ivar chain: the names, from the first one back to itself.
+    """
+
+    def __init__(self, chain: Sequence[str]) -> None:
+        super().__init__(chain, None, "these depend on each other; take one of the links out.")
+        self.args = (f"Dependency cycle: {' -> '.join(chain)}. Break it by taking a link out.",)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.chain,)
+
+
+class EncodeError(PerfKitError, TypeError):
+    """A value has no JSON; nothing of the whole was encoded.
+
+    :ivar path: where it is in what was to be encoded (``"$.items[3].price"``).
+    :ivar type_name: the name of its class, with the module's if that is not ``builtins``.
+    :ivar remedy: what is wrong with it, and what to do about that.
+    """
+
+    def __init__(self, path: str, type_name: str, remedy: str) -> None:
+        super().__init__(f"{path} ({type_name}) cannot be encoded: {remedy}")
+        self.path = path
+        self.type_name = type_name
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[EncodeError], tuple[str, str, str]]:
+        return type(self), (self.path, self.type_name, self.remedy)
+
+
 class NoRequestError(PerfKitError, RuntimeError):
     """A function that belongs to a request was called outside of any.
 
@@ -100,3 +172,13 @@ class QueueFullError(PerfKitError, RuntimeError):
 
     def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
         return type(self), (self.pending, self.max_pending)
+
+
+class ResourcesClosedError(PerfKitError, RuntimeError):
+    """Resources were asked of a manager that is closed: those of a request that is over, as a rule."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "These resources are closed, as those of a request are when it is over. In a task that outlives it, "
+            "open what it needs with `async with ResourceManager()`."
+        )

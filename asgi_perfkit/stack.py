@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from asyncio import _get_running_loop
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
+from asgi_perfkit.middleware.encoder import ResponseEncoderMiddleware
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.middleware.resources import ResourceMiddleware
 from asgi_perfkit.steps import DONE
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
@@ -27,6 +30,9 @@ class PerfKit:
         middleware's options.
     :param background: run what :func:`add_task` queues after the response (:class:`BackgroundTaskMiddleware`):
         likewise.
+    :param resources: close what a request has opened (:class:`ResourceMiddleware`): likewise.
+    :param encoder: carry the app's encoder to what makes JSON in it, and compress (:class:`ResponseEncoderMiddleware`):
+        likewise.
     :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
     """
 
@@ -36,17 +42,25 @@ class PerfKit:
         *,
         performance: bool | Mapping[str, Any] = True,
         background: bool | Mapping[str, Any] = True,
+        resources: bool | Mapping[str, Any] = True,
+        encoder: bool | Mapping[str, Any] = True,
         **unknown: Any,
     ) -> None:
         for option in unknown:
             raise ConfigurationTypeError.unknown_option(
-                "PerfKit", option, ["performance", "background"]
+                "PerfKit", option, ["performance", "background", "resources", "encoder"]
             )
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
         self.app: ASGIApp = single_callable(app)
         self._stack = self.app
-        # From the inside out.
+        # From the inside out. What is compressed is so where the others count and time what is sent.
+        encoding = _make(ResponseEncoderMiddleware, self._stack, "encoder", encoder)
+        if encoding is not None and not encoding.idle:
+            self._stack = encoding.serve
+        resourceful = _make(ResourceMiddleware, self._stack, "resources", resources)
+        if resourceful is not None:
+            self._stack = resourceful.serve
         self._tasks = _make(BackgroundTaskMiddleware, self._stack, "background", background)
         if self._tasks is not None:
             self._stack = self._tasks.serve
@@ -64,7 +78,7 @@ class PerfKit:
             error = raised
             raise
         finally:
-            if self._tasks is not None:
+            if self._tasks is not None and _get_running_loop() is not self._tasks.supervisor.home:
                 tasks = self._tasks.tasks_left(send, error)
                 error = None  # it holds this frame
                 if tasks is not None:

@@ -21,26 +21,56 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A topic is a module of this package with `run(settings) -> Iterator[Table]`; the first line of its
 # docstring says what it measures. To add one, write the module and name it here.
-TOPICS = ("cost", "memory", "stats", "threads", "throughput", "import_time")
+TOPICS = (
+    "caches",
+    "cost",
+    "memory",
+    "stats",
+    "streams",
+    "threads",
+    "background",
+    "encoder",
+    "compression",
+    "throughput",
+    "import_time",
+)
 
 # What the results depend on and what they are compared with. Absent ones are left out.
 DISTRIBUTIONS = (
+    "aiocache",
     "anyio",
     "asgi-prometheus",
     "asgiref",
+    "async-lru",
+    "asyncache",
+    "cachetools",
+    "backports.zstd",
+    "brotli",
+    "brotli-asgi",
+    "cashews",
+    "attrs",
+    "Django",
     "fastapi",
     "Hypercorn",
+    "litestar",
+    "msgspec",
     "opentelemetry-instrumentation-asgi",
     "opentelemetry-sdk",
     "orjson",
     "prometheus-client",
     "prometheus-fastapi-instrumentator",
     "psutil",
+    "quart",
+    "pydantic",
+    "SQLAlchemy",
     "starlette",
+    "starlette-compress",
     "starlette-exporter",
     "timing-asgi",
     "trio",
+    "uvicorn",
     "uvloop",
+    "zstd-asgi",
 )
 
 

@@ -11,9 +11,10 @@ nothing and exports nothing, every peer with a registry has the usual one of its
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "contenders",
     "kit",
     "kit_contenders",
+    "lifespan_of",
     "peers",
     "receive",
     "scope_for",
@@ -157,6 +159,20 @@ def scope_for(path: str) -> dict[str, Any]:
         "state": {},
         "extensions": {},
     }
+
+
+@contextlib.asynccontextmanager
+async def lifespan_of(app: ASGIApp) -> AsyncIterator[None]:
+    """Live as a server does: `app` is started, and shut down at the end."""
+    told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    answers: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    life = asyncio.ensure_future(app({"type": "lifespan", "asgi": {}}, told.get, answers.put))
+    told.put_nowait({"type": "lifespan.startup"})
+    await answers.get()
+    yield
+    told.put_nowait({"type": "lifespan.shutdown"})
+    await answers.get()
+    await life
 
 
 async def receive() -> Message:

@@ -139,29 +139,27 @@ def server(app: str, worker_class: str) -> Iterator[tuple[int, psutil.Process]]:
     """Run hypercorn with one worker on a free port; yield the port and hypercorn's process, whose
     child is the worker.
     """
+    command = [sys.executable, "-m", "hypercorn", "--worker-class", worker_class, "--workers", "1"]
+    command += ["--bind", "fd://{fd}", "--log-level", "WARNING", f"benchmarks.apps:{app}"]
+    with serve(command) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serve(command: list[str]) -> Iterator[tuple[int, psutil.Process]]:
+    """Run a server on a free port; yield the port and the server's process.
+
+    :param command: how it is started; `{fd}` in it stands for the listening socket.
+    """
     with socket.socket() as listener:
-        # Listening before hypercorn is there: the first request waits in the backlog until it is,
+        # Listening before the server is there: the first request waits in the backlog until it is,
         # and nobody has to poll.
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
-        command = [
-            sys.executable,
-            "-m",
-            "hypercorn",
-            "--worker-class",
-            worker_class,
-            "--workers",
-            "1",
-        ]
-        command += [
-            "--bind",
-            f"fd://{listener.fileno()}",
-            "--log-level",
-            "WARNING",
-            f"benchmarks.apps:{app}",
-        ]
+        descriptor = listener.fileno()
+        arguments = [argument.format(fd=descriptor) for argument in command]
         process = subprocess.Popen(
-            command, cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL
+            arguments, cwd=ROOT, pass_fds=[descriptor], stdin=subprocess.DEVNULL
         )
         port = listener.getsockname()[1]
     try:

@@ -68,14 +68,18 @@ class Server:
         )
 
     def stats(self) -> dict[str, Any]:
-        """The figures, once every request that was sent is in them."""
+        """The figures, once every request that was sent is in them, and what it has left to do afterwards."""
         deadline = time.monotonic() + REQUEST_SECONDS
         with contextlib.closing(self.connect()) as connection:
             while True:
                 connection.request("GET", "/stats")
                 stats: dict[str, Any] = json.loads(connection.getresponse().read())
+                runtime = stats["runtime"]
+                tasks = runtime["background_tasks"]
                 # A response has arrived a moment before its request is recorded.
-                if stats["runtime"]["requests"]["in_flight"] == 1 or time.monotonic() > deadline:
+                settled = runtime["requests"]["in_flight"] == 1
+                settled = settled and not tasks["pending"] + tasks["running"]
+                if settled or time.monotonic() > deadline:
                     return stats
 
 
@@ -200,6 +204,9 @@ class Client:
         self._request("GET", "/sync")
 
     def order(self) -> None:
+        self._request("POST", f"/orders/{self._random.randint(1, 2)}")
+
+    def make_a_wish(self) -> None:
         self._request("POST", "/after")
 
     def upload(self) -> None:
@@ -255,6 +262,7 @@ DEEDS: dict[Callable[[Client], None], int] = {
     Client.ask_the_supplier: 8,
     Client.log_in: 6,
     Client.order: 5,
+    Client.make_a_wish: 3,
     Client.upload: 6,
     Client.buy: 6,
     Client.see_what_sells: 4,
@@ -517,6 +525,11 @@ def report(
                 f"Event loop lag: {lag['p50'] * 1e3:.1f} ms p50, {lag['p99'] * 1e3:.1f} ms p99, "
                 f"{lag['max'] * 1e3:.1f} ms at the worst."
             )
+        )
+    tasks = stats["runtime"].get("background_tasks")
+    if tasks is not None:
+        lines.append(
+            f"Background tasks: {tasks['done']:,} done after their responses, {tasks['failed']:,} failed."
         )
     return "\n".join(lines)
 

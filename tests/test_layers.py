@@ -25,7 +25,7 @@ FLOORS = (
     {"metrics"},
     {"profiling"},
     {"middleware"},
-    {"endpoint", "stack"},
+    {"endpoint", "responses", "stack"},
     {"web", "cli"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -7,6 +7,7 @@ __all__ = ["METRICS", "scale_of"]
 SECONDS = 1e-9  # kept in nanoseconds, told in seconds
 BYTES = 1
 NUMBER = 1
+RATIO = 1e-3  # kept in thousandths
 
 METRICS: dict[str, float] = {
     "processing_time": SECONDS,
@@ -21,6 +22,10 @@ METRICS: dict[str, float] = {
     "memory_delta": BYTES,
     "thread_wait_time": SECONDS,
     "thread_time": SECONDS,
+    "dependency_resolution_time": SECONDS,
+    "serialization_time": SECONDS,
+    "compression_time": SECONDS,
+    "compression_ratio": RATIO,
     "background_wait_time": SECONDS,
     "background_time": SECONDS,
     "websocket_time": SECONDS,

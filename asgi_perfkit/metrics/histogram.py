@@ -254,6 +254,27 @@ class Histogram(Snapshot):
         elif value < self.least:  # type: ignore[operator]  # set with `greatest`
             self.least = value
 
+    def observe_many(self, values: Sequence[int]) -> None:
+        """Count all `values`; there is one at least."""
+        least, greatest = min(values), max(values)
+        if least < 0:
+            for value in values:
+                self.observe(value)
+            return
+        pages, counts = self._pages, self._counts
+        for value in values:
+            shift = (value | 64).bit_length() - 7
+            try:
+                pages[shift][(value >> shift) - 64] += 1  # type: ignore[index]  # no page: below
+                counts[shift] += 1
+            except (TypeError, IndexError, OverflowError):
+                self._count_slowly(value)
+        self.total += sum(values)
+        if self.greatest is None or greatest > self.greatest:
+            self.greatest = greatest
+        if self.least is None or least < self.least:
+            self.least = least
+
     def snapshot(self) -> Snapshot:
         """What has been counted so far, as a value that no longer changes."""
         copy = Snapshot()

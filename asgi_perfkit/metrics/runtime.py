@@ -28,7 +28,8 @@ def get_runtime_stats(*, registry: Registry | None = None) -> dict[str, Any]:
     `thread_pool`       ``threads`` of the kit's that live, ``idle_threads`` among them (asyncio and uvloop; on trio
                         they are trio's), and of the default limiter ``total_tokens``, ``borrowed_tokens``,
                         ``tasks_waiting``, ``exits``, ``rescued``: see :class:`~asgi_perfkit.ThreadLimiter`
-    `background_tasks`  ``pending``, ``running``, ``done``, ``failed``, ``timed_out``, ``cancelled``, ``discarded``
+    `background_tasks`  ``pending``, ``running``, ``done``, ``failed``, ``timed_out``, ``cancelled``, ``discarded``,
+                        ``handed_off``, ``lost``; ``handoff_failed`` of those that ran here then, or are lost
     `metrics`           the kit about itself: ``series`` kept, ``overflowed`` (requests that found no row of their
                         own), ``squeezed`` (values counted in a neighbouring bucket for want of room),
                         ``malformed_messages``, ``resolver_failures``, ``server_timing_failures``, ``kit_failures``

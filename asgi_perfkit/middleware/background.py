@@ -6,13 +6,16 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from types import MethodType
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
-from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
+from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange
 from asgi_perfkit.middleware.lifespan import run_lifespan
-from asgi_perfkit.steps import DONE, current_account
-from asgi_perfkit.tasks.supervisor import Supervisor, TaskFailure
+from asgi_perfkit.steps import DONE, Account, current_account
+from asgi_perfkit.tasks.failure import TaskFailure
+from asgi_perfkit.tasks.handoff import Engine, Handoff, as_handoff
+from asgi_perfkit.tasks.supervisor import Supervisor
 from asgi_perfkit.threads.limiter import ThreadLimiter
 from asgi_perfkit.types import ASGIApp, Message, Receive, Scope, Send, single_callable
 
@@ -41,6 +44,8 @@ class BackgroundTaskMiddleware:
     :param on_error: a function that is told of each task that did not end well (a :class:`TaskFailure`).
     :param task_hooks: two functions, called in the worker thread before and after each task that is no async
         function; for Django twice `close_old_connections`.
+    :param handoff: an engine, or a :class:`Handoff` with options for one: the tasks that it knows are handed to it
+        instead of run here, unless their own options say otherwise (:class:`task_options`).
     :raises ConfigurationTypeError: an argument of the wrong type.
     :raises ConfigurationValueError: an argument outside of what is allowed.
     """
@@ -55,6 +60,7 @@ class BackgroundTaskMiddleware:
         run_on_error: bool = False,
         on_error: Callable[[TaskFailure], object] | None = None,
         task_hooks: tuple[Hook | None, Hook | None] | None = None,
+        handoff: Engine | Handoff | None = None,
     ) -> None:
         _check(app, max_concurrency, max_pending, drain_timeout, run_on_error, on_error, task_hooks)
         self.app: ASGIApp = single_callable(app)
@@ -66,6 +72,9 @@ class BackgroundTaskMiddleware:
             limiter=ThreadLimiter(_THREADS, before=before, after=after),
             run_on_error=run_on_error,
             on_error=on_error,
+            handoff=None
+            if handoff is None
+            else as_handoff(f"{BackgroundTaskMiddleware.__name__}(handoff=...)", handoff),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,10 +99,14 @@ class BackgroundTaskMiddleware:
         :param error: what it has raised.
         """
         supervisor = self.supervisor
-        if supervisor.runs_here():
+        if supervisor.is_open and supervisor.runs_here():
             return None
-        outer = exchange_of(send)
-        if outer is not None and outer.tasks is not None and outer.tasks.supervisor is supervisor:
+        outer = send.__self__ if type(send) is MethodType else None  # `exchange_of`, in line
+        if (
+            isinstance(outer, Exchange)
+            and outer.tasks is not None
+            and outer.tasks.supervisor is supervisor
+        ):
             outer.finish_tasks(error)  # which is not over, but for what is around
         if not supervisor.unclaimed.queues:
             return None
@@ -109,6 +122,13 @@ class BackgroundTaskMiddleware:
 
         Whoever calls it asks for the :meth:`tasks_left` afterwards, as `__call__` does.
         """
+        exchange = send.__self__ if type(send) is MethodType else None  # `exchange_of`, in line
+        if isinstance(exchange, Exchange) and not exchange.closed:
+            if exchange.tasks is None:  # or it is that of a middleware of this kind further out
+                supervisor = self.supervisor
+                if supervisor.is_open or not _has_taker(exchange.parent):
+                    exchange.tasks = supervisor
+            return self.app(scope, receive, send)
         kind = scope["type"]
         if kind == "http":
             exchange_class: type[Exchange] = HTTPExchange
@@ -118,20 +138,17 @@ class BackgroundTaskMiddleware:
             return self._live(scope, receive, send)
         else:
             return self.app(scope, receive, send)
-        exchange = exchange_of(send)
-        if exchange is None or exchange.closed:
-            exchange = exchange_class(self, current_account.get(), scope, receive, send)
+        around = current_account.get()
+        exchange = exchange_class(self, around, scope, receive, send)
+        if self.supervisor.is_open or not _has_taker(around):
             exchange.tasks = self.supervisor
-            current_account.set(exchange)
-            try:
-                work = self.app(scope, exchange.receive_message, exchange.send_message)
-            except BaseException as error:
-                self.work_ended(exchange, error)
-                raise
-            return exchange.begin(work)
-        if exchange.tasks is None:  # or it is that of a middleware of this kind further out
-            exchange.tasks = self.supervisor
-        return self.app(scope, receive, send)
+        current_account.set(exchange)
+        try:
+            work = self.app(scope, exchange.receive_message, exchange.send_message)
+        except BaseException as error:
+            self.work_ended(exchange, error)
+            raise
+        return exchange.begin(work)
 
     def work_ended(self, account: Exchange, error: BaseException | None) -> None:
         """End an exchange that this middleware has opened."""
@@ -158,6 +175,15 @@ class BackgroundTaskMiddleware:
             await run_lifespan(self.app, scope, listen, send)
         finally:
             supervisor.detach()  # nobody will tell of the shutdown any more
+
+
+def _has_taker(account: Account | None) -> bool:
+    """Whether tasks are taken further out: those of an app that is mounted in another, and so has no lifespan."""
+    while account is not None:
+        if account.tasks is not None and not account.closed:
+            return True
+        account = account.parent
+    return False
 
 
 def _outlive_other_workers() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from types import CoroutineType
 from typing import Any, Protocol
 
-from asgi_perfkit.steps.account import Account
+from asgi_perfkit.steps.account import Account, StepObserver
 
 __all__ = ["DONE", "DrivenAccount", "Owner"]
 
@@ -19,7 +20,7 @@ class Owner(Protocol):
 
 
 class DrivenAccount(Account):
-    """An account that drives its own work, with each step charged.
+    """An account that drives its own work, with each step charged; what comes `afterwards` is the last part of it.
 
     :meth:`begin` runs the first step, which is the only one of work that never waits; for the others await what it
     returns. The two together are ``await work``: what the loop sends or throws in arrives inside, what the work
@@ -52,20 +53,32 @@ class DrivenAccount(Account):
         observers = self.observers
         started_ns = self.enter_step(observers) if observers else self.started_ns
         self.stepping = True
+        over = True
+        ended: BaseException | None = None
         try:
             self.first = work.send(None)
             over = False
         except StopIteration as stop:
             self.first = stop.value
-            over = True
         except BaseException as error:
-            self.leave_step(started_ns, observers)
-            self.owner.work_ended(self, error)
-            raise
-        self.leave_step(started_ns, observers)
+            if self.afterwards is None:
+                self.leave_step(started_ns, observers)
+                self.owner.work_ended(self, error)
+                raise
+            ended = error
         if over:
-            self.owner.work_ended(self, None)
-            return DONE
+            if self.afterwards is None:
+                self.leave_step(started_ns, observers)
+                self.owner.work_ended(self, None)
+                return DONE
+            try:
+                self.first = self._go_on(started_ns, observers, ended)
+            except StopIteration:
+                return DONE
+            finally:
+                del ended  # its traceback holds this frame
+        else:
+            self.leave_step(started_ns, observers)
         self.stepping = None  # that is: `first` is to be handed on
         return self
 
@@ -89,7 +102,13 @@ class DrivenAccount(Account):
             del exception  # it holds this frame
 
     def close(self) -> None:
+        afterwards, self.afterwards = self.afterwards, None
         self._step(self._work.close)
+        if afterwards is not None:  # it does what needs no waiting
+            with suppress(StopIteration, GeneratorExit):
+                rest = afterwards(GeneratorExit())
+                rest.send(None)
+                rest.close()
         self.owner.work_ended(self, GeneratorExit())
 
     def _step(self, resume: Callable[..., Any], *arguments: Any) -> Any:
@@ -99,9 +118,34 @@ class DrivenAccount(Account):
             yielded = resume(*arguments)
         except BaseException as error:
             del arguments  # an exception that was thrown in holds this frame
+            if self.afterwards is None:
+                self.leave_step(started_ns, observers)
+                self.owner.work_ended(self, None if type(error) is StopIteration else error)
+                raise
+            ended = None if type(error) is StopIteration else error
+        else:
             self.leave_step(started_ns, observers)
-            self.owner.work_ended(self, None if type(error) is StopIteration else error)
+            return yielded
+        try:  # no exception is being handled here, as none would be if the work went on itself
+            return self._go_on(started_ns, observers, ended)
+        finally:
+            del ended
+
+    def _go_on(
+        self, started_ns: int, observers: tuple[StepObserver, ...], error: BaseException | None
+    ) -> Any:
+        """Within a step in which the work has returned or raised `error`, begin what comes :attr:`afterwards`."""
+        afterwards, self.afterwards = self.afterwards, None
+        assert afterwards is not None
+        self._work = afterwards(error)
+        try:
+            yielded = self._work.send(None)
+        except BaseException as raised:
+            self.leave_step(started_ns, observers)
+            self.owner.work_ended(self, None if type(raised) is StopIteration else raised)
             raise
+        finally:
+            del error  # its traceback may hold this frame
         self.leave_step(started_ns, observers)
         return yielded
 

@@ -13,6 +13,9 @@ from asgi_perfkit.tasks.loop import Flag, Job, Work
 __all__ = ["AsyncioLoop"]
 
 
+_COUNTS_CANCELLATIONS = hasattr(asyncio.Task, "cancelling")  # from Python 3.11 on
+
+
 class AsyncioLoop:
     """asyncio's, or uvloop's."""
 
@@ -68,6 +71,10 @@ class AsyncioLoop:
         return not given_up
 
     def is_cancellation(self, error: BaseException) -> bool:
+        if (
+            not self.is_current()
+        ):  # it was closed under its tasks, which a garbage collection closes now
+            return True
         task = asyncio.current_task()
         return (
             isinstance(error, asyncio.CancelledError)
@@ -76,13 +83,19 @@ class AsyncioLoop:
         )
 
     def begins_anew(self) -> bool:
-        task: Any = asyncio.current_task()
-        if isinstance(task, _SupervisedTask) and task.is_ending:
+        task: Any = asyncio.current_task(self._loop)
+        if task is None:  # the loop was closed under it
+            return False
+        if type(task) is _SupervisedTask and task.is_ending:
             return False
         # A TaskGroup of Python 3.11 and 3.12 may leave a cancellation behind that it has dealt with.
-        while hasattr(task, "cancelling") and task.cancelling():
-            task.uncancel()
+        if _COUNTS_CANCELLATIONS:
+            while task.cancelling():
+                task.uncancel()
         return True
+
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
 
     async def together(self, works: Sequence[Work]) -> None:
         jobs = [self._start(work) for work in works]

@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextvars import Context, copy_context
 from time import perf_counter_ns
-from types import coroutine
+from types import CoroutineType, FunctionType, coroutine
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
 from asgi_perfkit.steps import Account, current_account
+from asgi_perfkit.tasks.handoff import Engine, Handoff, as_handoff
 from asgi_perfkit.threads.hop import new_call
 from asgi_perfkit.threads.limiter import CALL, ThreadLimiter
 
@@ -24,11 +25,22 @@ class task_options:  # noqa: N801  # used like a function
     :param func: the function, or any other callable; calling this calls it.
     :param timeout: seconds after which the task is given up, counted from its start, not from when it was added. An
         async function is cancelled. A thread cannot be: its function is reported as timed out then, and waited for.
-    :raises ConfigurationTypeError: `func` is no function that a task can be made of, or `timeout` is no number.
-    :raises ConfigurationValueError: `timeout` is not above 0.
+        It holds for a run here, and not for one elsewhere.
+    :param handoff: an engine, or a :class:`Handoff` with options for one, to run the task there instead of here. True
+        for that of the app (``BackgroundTaskMiddleware(handoff=...)``); None for that, too, if there is one and it
+        knows the function; False to run it here.
+    :raises ConfigurationTypeError: `func` is no function that a task can be made of, `timeout` is no number, or
+        `handoff` no engine.
+    :raises ConfigurationValueError: `timeout` is not above 0, or the engine does not know `func`.
     """
 
-    def __init__(self, func: Callable[..., Any], *, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        *,
+        timeout: float | None = None,
+        handoff: Engine | Handoff | bool | None = None,
+    ) -> None:
         check_callable("task_options(func)", func)
         if timeout is not None:
             if type(timeout) not in (int, float):
@@ -39,15 +51,19 @@ class task_options:  # noqa: N801  # used like a function
                 raise ConfigurationValueError(
                     "task_options(timeout=...)", timeout, "give more than 0 seconds, or None."
                 )
+        if handoff is not None and not isinstance(handoff, bool):
+            handoff = as_handoff("task_options(handoff=...)", handoff)
+            handoff.check("task_options(func)", func)
         self.func = func
         self.timeout = timeout
+        self.handoff: Handoff | bool | None = handoff
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.func(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"task_options({self.func!r}, timeout={self.timeout!r})"
+        return f"task_options({self.func!r}, timeout={self.timeout!r}, handoff={self.handoff!r})"
 
 
 class Item:
@@ -60,6 +76,8 @@ class Item:
     :ivar context: the copy of the context it was added in, in which it runs.
     :ivar account: of the piece of work that added it; None if that is not measured.
     :ivar added_ns: when it was added, on the monotonic clock.
+    :ivar handoff: how it is handed to an engine; nothing, or False, to run it here. Until :meth:`direct` was called, as
+        `task_options` has it.
     :ivar timeout: how many seconds it may take; None for as long as it likes.
     """
 
@@ -70,6 +88,7 @@ class Item:
         "context",
         "error",
         "function",
+        "handoff",
         "has_finished",
         "is_async",
         "kwargs",
@@ -78,15 +97,17 @@ class Item:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         self.timeout: float | None = None
+        self.handoff: Handoff | bool | None = None
         if type(function) is task_options:
             self.timeout = function.timeout
+            self.handoff = function.handoff
             function = function.func
-        else:
+        elif not callable(function):
             check_callable("add_task(func)", function)
         self.function = function
         self.is_async = is_async(function)
@@ -100,14 +121,53 @@ class Item:
 
     @property
     def name(self) -> str:
-        """The function's module and name."""
-        return name_of(self.function)
+        """The function's module and name, or what its engine calls it."""
+        name = self.handoff.name(self.function) if isinstance(self.handoff, Handoff) else None
+        return name or name_of(self.function)
+
+    def direct(self, default: Handoff | None) -> None:
+        """Decide whether it is handed to an engine, and to which.
+
+        :param default: the app's.
+        :raises ConfigurationValueError: it must be handed to that, and there is none, or that does not know the
+            function.
+        """
+        if self.handoff is True:
+            if default is None:
+                raise ConfigurationValueError(
+                    "task_options(handoff=...)",
+                    True,
+                    "the app has no engine: give it one with BackgroundTaskMiddleware(handoff=...), or name it here.",
+                )
+            default.check("task_options(func)", self.function)
+            self.handoff = default
+        elif self.handoff is None and default is not None and default.knows(self.function):
+            self.handoff = default
 
     def describe(self) -> str:
         """The call with the types of its arguments; their values may be secrets."""
         arguments = [type(argument).__qualname__ for argument in self.args]
         arguments += [f"{name}={type(value).__qualname__}" for name, value in self.kwargs.items()]
         return f"{self.name}({', '.join(arguments)})"
+
+    def begin(self) -> Awaitable[None] | None:
+        """Run an async function as far as it goes without waiting.
+
+        :return: what is left of it; None if it is done.
+        :raises: what it raises.
+        """
+        run = self.context.run
+        if self.kwargs:
+            work = run(self.function, *self.args, **self.kwargs)
+        else:
+            work = run(self.function, *self.args)
+        if type(work) is not CoroutineType:
+            return in_context(work, self.context)
+        try:
+            yielded = run(work.send, None)
+        except StopIteration:
+            return None
+        return _rest_in_context(work, self.context, yielded)
 
     def start(self, limiter: ThreadLimiter | None) -> Awaitable[None]:
         """Run the task: an async function here, any other in a worker thread.
@@ -131,7 +191,7 @@ class Item:
                 del cancelled  # its traceback holds this frame
         value = call.result(None)
         if hasattr(type(value), "__await__"):  # a lambda around a coroutine function, for one
-            await in_context(_awaited(value), self.context)
+            await in_context(awaited(value), self.context)
 
 
 Forward = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], None]
@@ -163,6 +223,11 @@ class TaskList:
         else:
             self._items.append(Item(func, args, kwargs))
 
+    def direct(self, default: Handoff | None) -> None:
+        """Decide for each task whether it is handed to an engine; see :meth:`Item.direct`."""
+        for item in self._items:
+            item.direct(default)
+
     def take(self, forward: Forward | None = None) -> Iterator[list[Item]]:
         """Take the tasks out, in the groups that run at the same time.
 
@@ -176,6 +241,8 @@ class TaskList:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine."""
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True  # most are such, and `inspect` takes five times as long
     if inspect.iscoroutinefunction(function):
         return True
     if isinstance(function, functools.partial):
@@ -209,22 +276,26 @@ def check_callable(subject: str, function: object) -> None:
     raise ConfigurationTypeError(subject, function, remedy)
 
 
-async def _awaited(awaitable: Awaitable[object]) -> None:
+async def awaited(awaitable: Awaitable[object]) -> None:
+    """As a coroutine."""
     await awaitable
 
 
 @coroutine
 def in_context(work: Any, context: Context) -> Generator[Any, Any, None]:
     """Await the coroutine `work`, taking each of its steps in `context`."""
+    try:
+        yielded = context.run(work.send, None)
+    except StopIteration:
+        return
+    yield from _rest_in_context(work, context, yielded)
+
+
+@coroutine
+def _rest_in_context(work: Any, context: Context, yielded: Any) -> Generator[Any, Any, None]:
+    """Await `work`, whose first step has `yielded` something already."""
     run = context.run
-    resume, argument = work.send, None
     while True:
-        try:
-            yielded = run(resume, argument)
-        except StopIteration:
-            return
-        finally:
-            argument = None
         try:
             argument = yield yielded
             resume = work.send
@@ -235,3 +306,9 @@ def in_context(work: Any, context: Context) -> Generator[Any, Any, None]:
             # This frame is not where it comes from; and thrown in after this block, so that it is not its own context.
             argument = thrown.with_traceback(thrown.__traceback__ and thrown.__traceback__.tb_next)
             resume = work.throw
+        try:
+            yielded = run(resume, argument)
+        except StopIteration:
+            return
+        finally:
+            argument = None

@@ -57,5 +57,8 @@ class Loop(Protocol):
     def begins_anew(self) -> bool:
         """Forget what a task of the supervisor has done to the running task; whether another one may begin in it."""
 
+    async def pause(self) -> None:
+        """Let the others have a turn."""
+
     async def together(self, works: Sequence[Work]) -> None:
         """Run `works`, which must not raise, at the same time, and wait for all."""

@@ -4,8 +4,8 @@ The rules:
 
 * The tasks of one request run one after the other, in the order they were added; those of different requests at the
   same time, `max_concurrency` requests at once.
-* Every task that was accepted is, in the end, done, failed, timed out, cancelled or discarded, and counted as that. Of
-  all but the first a line is logged, and `on_error` is told.
+* Every task that was accepted is, in the end, done, handed off, failed, timed out, cancelled, discarded or lost, and
+  counted as that. Of all but the first two a line is logged, and `on_error` is told.
 * Whatever a task raises stays with it: the next one runs. Only the cancellation of the supervisor's own work by the
   loop is another matter: it ends that, and what had not been run is told of as cancelled.
 * There are at most `max_pending` tasks that wait for their turn; who adds one more is told so.
@@ -19,143 +19,33 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from threading import RLock
 from time import perf_counter_ns
 from typing import Any, Literal
 
-from asgi_perfkit.exceptions import ConfigurationTypeError, QueueFullError
+from asgi_perfkit.exceptions import QueueFullError
 from asgi_perfkit.steps import Account
+from asgi_perfkit.steps.loop import asyncio_loop
+from asgi_perfkit.tasks.failure import OnError, Reason, TaskFailure, log_failure, log_fallback
+from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import Item, TaskList
 from asgi_perfkit.tasks.loop import Flag, Job, Loop
 from asgi_perfkit.tasks.running import running_loop
+from asgi_perfkit.tasks.stretch import Stretch
+from asgi_perfkit.tasks.submission import submit
+from asgi_perfkit.tasks.task_queue import Group, TaskQueue, items_of
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 
-__all__ = ["Supervisor", "TaskFailure", "TaskQueue", "background_stats", "run_alone"]
+__all__ = ["Supervisor", "TaskQueue", "background_stats", "run_alone"]
 
 logger = logging.getLogger("asgi_perfkit")
 
-Reason = Literal["failed", "timed_out", "cancelled", "discarded"]
+_STRETCH_NS = 1_000_000  # for so long tasks that never wait may keep the loop
 
-_SETTLED = ("done", "failed", "timed_out", "cancelled", "discarded")
-
-
-@dataclass(frozen=True)
-class TaskFailure:
-    """A task that did not end well, for `on_error`.
-
-    :ivar name: module and name of its function.
-    :ivar reason: `failed`: it raised; `timed_out`: it took longer than its time-out; `cancelled`: it could not finish,
-        or not even start, before the shutdown; `discarded`: the request that added it raised.
-    :ivar error: what it raised; None if that is not the reason.
-    :ivar function: the function itself, with `args` and `kwargs`: whoever keeps these can run it again.
-    """
-
-    name: str
-    reason: Reason
-    error: BaseException | None
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-OnError = Callable[[TaskFailure], object]
-Group = list[Item]  # of tasks that run at the same time
-Entry = Item | deque[Group]  # the groups of a list of tasks
-
-
-class TaskQueue:
-    """The tasks of one request.
-
-    :ivar supervisor: who runs them.
-    """
-
-    __slots__ = ("_entries", "_scheduled", "_state", "supervisor")
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
-        self._entries: deque[Entry] = deque()
-        self._state: Literal["filling", "released", "discarded"] = "filling"
-        self._scheduled = False  # whether it is running, or will be without further ado
-
-    def add(
-        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Queue a task, or a list of them; from any thread.
-
-        :raises QueueFullError: too many tasks wait for their turn.
-        """
-        supervisor = self.supervisor
-        entry: Entry
-        if isinstance(function, TaskList):
-            if args or kwargs:
-                raise ConfigurationTypeError(
-                    "add_task(tasks)", args or kwargs, "a list of tasks has its arguments already."
-                )
-            supervisor.expect(len(function))
-            entry = deque(function.take(partial(self.add, account)))
-        else:
-            entry = Item(function, args, kwargs)
-            supervisor.expect(1)
-        with supervisor.lock:
-            state = self._state
-            if state != "discarded":
-                self._entries.append(entry)
-            late = state == "released" and not self._scheduled
-            if late:
-                self._scheduled = True
-        if state == "discarded":
-            supervisor.account_for(_items_of([entry]), "discarded")
-        elif late:
-            supervisor.schedule(self)
-
-    def finish(self, account: Account, *, failed: bool) -> None:
-        """The request is over: its tasks may run, or, if it has `failed`, are discarded. A second time is nothing."""
-        supervisor = self.supervisor
-        with supervisor.lock:
-            if self._state != "filling":
-                return
-            if failed and not supervisor.run_on_error:
-                self._state = "discarded"
-            else:
-                self._state = "released"
-                self._scheduled = bool(self._entries)
-        if self._state == "discarded":
-            supervisor.account_for(_items_of(self.take_all()), "discarded")
-        elif self._scheduled:
-            if supervisor.runs_here():
-                supervisor.schedule(self)
-            else:
-                supervisor.unclaimed.queues.append(self)
-
-    def finish_late(self) -> None:
-        """The request is over, and was when the queue was made."""
-        with self.supervisor.lock:
-            if self._state != "filling":
-                return
-            self._state = "released"
-            self._scheduled = True
-        self.supervisor.schedule(self)
-
-    def take(self) -> Entry | None:
-        """The next one; after None it has to be scheduled again."""
-        entries = self._entries
-        if not entries:
-            with self.supervisor.lock:  # `add` looks at both
-                if not entries:
-                    self._scheduled = False
-                    return None
-        return entries.popleft()
-
-    def take_all(self) -> list[Entry]:
-        """All that are there, none of which will run."""
-        with self.supervisor.lock:
-            entries = list(self._entries)
-            self._entries.clear()
-            self._scheduled = False
-            return entries
+_SETTLED = ("done", "failed", "timed_out", "cancelled", "discarded", "handed_off", "lost")
+_COUNTED = (*_SETTLED, "handoff_failed")  # of tasks that ran here then, or are lost
 
 
 class Supervisor:
@@ -167,8 +57,12 @@ class Supervisor:
     :param run_on_error: whether the tasks of a request that has failed run all the same.
     :param on_error: told of each task that did not end well, in whatever thread that is found. What it raises is
         logged.
+    :param handoff: where the tasks run that have no engine of their own, if it knows them; None for here.
     :ivar lock: held while queues and counts are changed.
     :ivar counts: what has become of tasks.
+    :ivar stretches: those that are running; each has a number of tasks done beside `counts`.
+    :ivar home: the asyncio loop on which queues run by themselves, for who asks at every request; what no loop is while
+        there is none, and on trio.
     :ivar is_open: whether queues run apart from who releases them.
     :ivar unclaimed: those that were released in this thread while they did not: for who has served the request to run,
         at once.
@@ -182,25 +76,30 @@ class Supervisor:
         limiter: ThreadLimiter,
         run_on_error: bool = False,
         on_error: OnError | None = None,
+        handoff: Handoff | None = None,
     ) -> None:
         self.run_on_error = run_on_error
+        self.handoff = handoff
         self._max_concurrency = max_concurrency
         self._max_pending = max_pending
         self._limiter = limiter
         self._on_error = on_error
         # Re-entrant: a garbage collection may close a coroutine whose tasks are to be accounted for.
         self.lock = RLock()
+        self.home: object = self
         self.is_open = False
         self.unclaimed = _Unclaimed()
         self._closed = False
         self._coming = 0  # queues on their way from other threads
-        self.counts = dict.fromkeys(_SETTLED, 0)
+        self.counts = dict.fromkeys(_COUNTED, 0)
         self._unsettled = 0  # accepted, and none of these yet
         self._running: set[Item] = set()
+        self.stretches: set[Stretch] = set()
         self._loop: Loop | None = None
         self._ready: deque[TaskQueue] = deque()
         self._runners: set[_Runner] = set()
         self._drained: Flag | None = None
+        self._hurry: Flag | None = None  # set when the drain begins
         _supervisors.add(self)
         weakref.finalize(self, _add_to_past, self.counts).atexit = False
 
@@ -218,6 +117,8 @@ class Supervisor:
         queue.add(account, function, args, kwargs)
         if account.closed and isinstance(queue, TaskQueue):
             queue.finish_late()  # unless `finish` has met the queue
+
+    holds_tasks = False
 
     @property
     def supervisor(self) -> Supervisor:
@@ -241,9 +142,10 @@ class Supervisor:
         :raises QueueFullError: that is too many.
         """
         with self.lock:
-            pending = self._unsettled - len(self._running)
-            if pending + number > self._max_pending:
-                raise QueueFullError(pending, self._max_pending)
+            if self._unsettled - len(self._running) + number > self._max_pending:
+                pending = self._unsettled - self._done_meanwhile() - len(self._running)
+                if pending + number > self._max_pending:
+                    raise QueueFullError(pending, self._max_pending)
             self._unsettled += number
 
     def schedule(self, queue: TaskQueue) -> None:
@@ -265,17 +167,26 @@ class Supervisor:
     def statistics(self) -> dict[str, int]:
         """How many tasks wait, run, and have become what."""
         with self.lock:
-            running = len(self._running)
-            return {"pending": self._unsettled - running, "running": running, **self.counts}
+            running, done = len(self._running), self._done_meanwhile()
+            counts = {**self.counts, "done": self.counts["done"] + done}
+            return {"pending": self._unsettled - done - running, "running": running, **counts}
 
     # ---- for who owns it
 
     def open(self) -> None:
         """Run queues on the running loop from now on."""
+        if self._loop is not None and not self._loop.is_current():
+            # That may have been closed under its tasks, without a word to them.
+            self._runners = set()
+            left, self._ready = self._ready, deque()
+            for queue in left:
+                self._give_up(queue)
         self._loop = running_loop()
         self._drained = None
+        self._hurry = self._loop.flag()
         self._closed = False
         self.is_open = True
+        self.home = asyncio_loop() or self
 
     def runs_here(self) -> bool:
         """Whether a queue that is scheduled runs by itself, on the loop of the caller."""
@@ -284,13 +195,14 @@ class Supervisor:
     def detach(self) -> None:
         """Take no more queues; those that were scheduled are run to their end, as long as the loop lives."""
         self.is_open = False
+        self.home = self
 
     async def run_unclaimed(self) -> None:
         """Run the queues that nobody else will, and wait for their end."""
         loop = running_loop()
         queues = self._take_unclaimed()
         try:
-            await loop.together([partial(self._run, loop, queue, here=True) for queue in queues])
+            await loop.together([partial(self._run_here, loop, queue) for queue in queues])
         finally:
             for queue in queues:
                 self._give_up(queue)  # should one have been cancelled before it had begun
@@ -312,6 +224,8 @@ class Supervisor:
         loop = self._loop
         if loop is None:
             return
+        if self._hurry is not None:
+            self._hurry.set()
         if self._runners or self._ready or self._coming:
             self._drained = loop.flag()
             if not await self._drained.wait(seconds):
@@ -325,9 +239,17 @@ class Supervisor:
                 if self._runners or self._coming:
                     await self._drained.wait()
         self._closed = True
-        self.is_open = False
+        self.detach()
+
+    def settle(self, done: int) -> None:
+        """Count so many tasks as done; with the lock held."""
+        self._unsettled -= done
+        self.counts["done"] += done
 
     # ---- inside
+
+    def _done_meanwhile(self) -> int:
+        return sum(stretch.done for stretch in self.stretches)
 
     def _admit(self, queue: TaskQueue, came: int = 0) -> None:
         with self.lock:
@@ -349,11 +271,20 @@ class Supervisor:
                 self._note_end(runner)
 
     async def _run_ready(self, loop: Loop, runner: _Runner) -> None:
+        stretch = Stretch(self)
         try:
             while self._ready:
-                await self._run(loop, self._ready.popleft())
+                await self._run(loop, self._ready.popleft(), stretch)
         finally:
+            stretch.close()
             self._runners.discard(runner)
+
+    async def _run_here(self, loop: Loop, queue: TaskQueue) -> None:
+        stretch = Stretch(self)
+        try:
+            await self._run(loop, queue, stretch, here=True)
+        finally:
+            stretch.close()
 
     def _note_end(self, runner: _Runner) -> None:
         """A runner is over; it may have been cancelled before it began."""
@@ -367,16 +298,32 @@ class Supervisor:
         if self._drained is not None and not (self._runners or self._ready or self._coming):
             self._drained.set()
 
-    async def _run(self, loop: Loop, queue: TaskQueue, *, here: bool = False) -> None:
+    async def _run(
+        self, loop: Loop, queue: TaskQueue, stretch: Stretch, *, here: bool = False
+    ) -> None:
         try:
-            while not self._stops(loop, here=here) and (entry := queue.take()) is not None:
-                if isinstance(entry, Item):
-                    await self._run_item(loop, entry)
-                else:
+            while (
+                (here or not self._closed)
+                and loop.begins_anew()
+                and (entry := queue.take()) is not None
+            ):
+                if not isinstance(entry, Item):
+                    stretch.note()
                     await self._run_groups(loop, entry, here=here)
+                elif (rest := self._begin(loop, entry, stretch)) is not None:
+                    stretch.note()
+                    await rest
+                elif stretch.ended_ns - stretch.began_ns > _STRETCH_NS:
+                    stretch.note()
+                    await loop.pause()
+                else:
+                    continue
+                stretch.begin()
         except BaseException:  # the loop has cancelled this
             self._give_up(queue)
             raise
+        finally:
+            stretch.note()
         if self._stops(loop, here=here):
             self._give_up(queue)
 
@@ -393,7 +340,7 @@ class Supervisor:
                 else:
                     await self._run_group(loop, group)
         finally:
-            self.account_for(_items_of([groups]), "cancelled")
+            self.account_for(items_of([groups]), "cancelled")
 
     async def _run_group(self, loop: Loop, group: Group) -> None:
         waiting = set(group)
@@ -408,63 +355,149 @@ class Supervisor:
             self.account_for(waiting, "cancelled")  # before they had begun
 
     async def _run_item(self, loop: Loop, item: Item) -> None:
-        self._running.add(item)
-        account = item.account
-        started_ns = perf_counter_ns()
-        reason: Reason | Literal["done"] = "done"
-        error = None
+        stretch = Stretch(self)
         try:
-            if item.timeout is None:
+            rest = self._begin(loop, item, stretch)
+            if rest is not None:
+                await rest
+        finally:
+            stretch.close()
+
+    def _begin(self, loop: Loop, item: Item, stretch: Stretch) -> Awaitable[None] | None:
+        """Run a task as far as it goes without waiting, which short ones do to their end.
+
+        :return: what is left, to be awaited at once; None if the task is over.
+        :raises: the cancellation of the running task by others.
+        """
+        if item.handoff or item.timeout is not None or not item.is_async:
+            return self._run_rest(loop, item, stretch)
+        self._running.add(item)
+        started_ns = perf_counter_ns()
+        try:
+            rest = item.begin()
+        except BaseException as error:
+            if self._settle_raised(loop, item, stretch, started_ns, error):
+                raise
+            return None
+        if rest is not None:
+            return self._run_rest(loop, item, stretch, rest, started_ns)
+        ended_ns = perf_counter_ns()
+        self._running.discard(item)
+        stretch.done += 1
+        stretch.add(item.account, item.added_ns, started_ns, ended_ns)
+        return None
+
+    async def _run_rest(
+        self,
+        loop: Loop,
+        item: Item,
+        stretch: Stretch,
+        rest: Awaitable[None] | None = None,
+        started_ns: int = 0,
+    ) -> None:
+        if rest is None and item.handoff and await self._hand_off(loop, item):
+            return
+        self._running.add(item)
+        started_ns = started_ns or perf_counter_ns()
+        reason: Reason | Literal["done"] = "done"
+        try:
+            if rest is not None:
+                await rest
+            elif item.timeout is None:
                 await item.start(self._limiter)
             elif not await loop.attempt(item.start(self._limiter), item.timeout):
                 reason = "timed_out"
-        except BaseException as raised:
-            if loop.is_cancellation(raised):
-                if item.error is not None:
-                    reason, error = "failed", item.error
-                elif not item.has_finished:
-                    reason = "cancelled"
+        except BaseException as error:
+            if self._settle_raised(loop, item, stretch, started_ns, error):
                 raise
-            reason, error = "failed", raised
+        else:
+            self._settle(item, stretch, started_ns, reason)
         finally:
-            if account is not None:
-                account.observe("background_wait_time", started_ns - item.added_ns)
-                account.observe("background_time", perf_counter_ns() - started_ns)
+            stretch.note()
+            del item
+
+    def _settle_raised(
+        self, loop: Loop, item: Item, stretch: Stretch, started_ns: int, error: BaseException
+    ) -> bool:
+        """Account for a task that has raised; says whether that is the cancellation of the running task by others."""
+        if not loop.is_cancellation(error):
+            self._settle(item, stretch, started_ns, "failed", error)
+            return False
+        if item.error is not None:
+            self._settle(item, stretch, started_ns, "failed", item.error)
+        else:
+            self._settle(item, stretch, started_ns, "done" if item.has_finished else "cancelled")
+        return True
+
+    def _settle(
+        self,
+        item: Item,
+        stretch: Stretch,
+        started_ns: int,
+        reason: Reason | Literal["done"],
+        error: BaseException | None = None,
+    ) -> None:
+        """Account for a task that has run."""
+        stretch.add(item.account, item.added_ns, started_ns, perf_counter_ns())
+        self._running.discard(item)
+        with self.lock:
+            self._unsettled -= 1
+            self.counts[reason] += 1
+        if reason != "done":
+            stretch.note()
+            self._tell(item, reason, error)
+
+    async def _hand_off(self, loop: Loop, item: Item) -> bool:
+        """Give a task to its engine; False if it is to run here after all."""
+        handoff = item.handoff
+        assert isinstance(handoff, Handoff)
+        reason: Reason | Literal["handed_off"] | None = "cancelled"
+        error = None
+        self._running.add(item)
+        try:
+            hurry = self._hurry if loop is self._loop else None
+            error = await submit(item, handoff, loop=loop, limiter=self._limiter, hurry=hurry)
+            if error is None:
+                reason = "handed_off"
+            elif not loop.begins_anew():  # an engine has swallowed the cancellation
+                error = None
+            else:
+                with self.lock:
+                    self.counts["handoff_failed"] += 1
+                if handoff.fallback == "report":
+                    reason = "lost"
+                else:
+                    reason = None
+                    log_fallback(item, handoff, error)
+        finally:
             self._running.discard(item)
-            with self.lock:
-                self._unsettled -= 1
-                self.counts[reason] += 1
-            if reason != "done":
-                self._tell(item, reason, error)
-            del error, item
+            if reason is not None:
+                if item.account is not None:
+                    item.account.observe("background_wait_time", perf_counter_ns() - item.added_ns)
+                self.account_for([item], reason, error)
+            del error, item  # the frames of its traceback hold this one
+        return reason is not None
 
     def _give_up(self, queue: TaskQueue) -> None:
         """Account for what a queue still holds, and what will not run."""
-        self.account_for(_items_of(queue.take_all()), "cancelled")
+        self.account_for(items_of(queue.take_all()), "cancelled")
 
-    def account_for(self, items: Iterable[Item], reason: Reason) -> None:
-        """Account for tasks that waited and will not run."""
+    def account_for(
+        self,
+        items: Iterable[Item],
+        reason: Reason | Literal["handed_off"],
+        error: BaseException | None = None,
+    ) -> None:
+        """Account for tasks that waited and will not run here."""
         for item in items:
             with self.lock:
                 self._unsettled -= 1
                 self.counts[reason] += 1
-            self._tell(item, reason, None)
+            if reason != "handed_off":
+                self._tell(item, reason, error)
 
     def _tell(self, item: Item, reason: Reason, error: BaseException | None) -> None:
-        if reason == "failed":
-            logger.error("The background task %s failed.", item.describe(), exc_info=error)
-        elif reason == "timed_out":
-            logger.error(
-                "The background task %s was given up after %g s.", item.describe(), item.timeout
-            )
-        elif reason == "cancelled":
-            logger.error(
-                "The background task %s could not finish before the shutdown.", item.describe()
-            )
-        else:
-            logger.warning(
-                "The background task %s was discarded: its request failed.", item.describe()
-            )
+        log_failure(item, reason, error)
         if self._on_error is None:
             return
         try:
@@ -486,32 +519,24 @@ class _Runner:
     job: Job
 
 
-def _items_of(entries: Iterable[Entry]) -> Iterator[Item]:
-    for entry in entries:
-        if isinstance(entry, Item):
-            yield entry
-        else:
-            for group in entry:
-                yield from group
-
-
 async def run_alone(tasks: TaskList) -> None:
     """Run a list that belongs to nobody else, and wait for its end."""
     supervisor = Supervisor(
         max_concurrency=1, max_pending=max(1, len(tasks)), limiter=default_limiter()
     )
+    tasks.direct(None)
     supervisor.expect(len(tasks))
     loop = running_loop()
     groups = deque(tasks.take())
     try:
         await loop.together([partial(supervisor._run_groups, loop, groups, here=True)])
     finally:
-        supervisor.account_for(_items_of([groups]), "cancelled")  # should it not have begun
+        supervisor.account_for(items_of([groups]), "cancelled")  # should it not have begun
 
 
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 _past = dict.fromkeys(
-    _SETTLED, 0
+    _COUNTED, 0
 )  # of supervisors that are gone: what was counted does not go with them
 
 

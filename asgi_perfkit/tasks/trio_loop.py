@@ -65,6 +65,9 @@ class TrioLoop:
     def begins_anew(self) -> bool:
         return trio.current_effective_deadline() != -inf
 
+    async def pause(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def together(self, works: Sequence[Work]) -> None:
         async with trio.open_nursery() as nursery:
             for work in works:

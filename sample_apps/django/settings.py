@@ -1,7 +1,8 @@
-"""The shop's settings; two of them come from the environment.
+"""The shop's settings; three of them come from the environment.
 
-SHOP_DATABASE    where the SQLite file is (default: shop.sqlite3 in this folder)
-SHOP_SECRET_KEY  Django's secret key (default: a new one at every start)
+SHOP_DATABASE     where the SQLite file is (default: shop.sqlite3 in this folder)
+SHOP_MAIL_SERVER  host:port of the mail server (default: none, and mails are shown in the terminal)
+SHOP_SECRET_KEY   Django's secret key (default: a new one at every start)
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+
+import django
 
 BASE_DIR = Path(__file__).resolve().parent
 
@@ -34,6 +37,17 @@ DATABASES = {
         },
     }
 }
+
+DEFAULT_FROM_EMAIL = "shop@example.org"
+MAIL_HOST, _, MAIL_PORT = os.environ.get("SHOP_MAIL_SERVER", "").partition(":")
+MAIL_BACKEND = f"django.core.mail.backends.{'smtp' if MAIL_HOST else 'console'}.EmailBackend"
+MAIL_OPTIONS = {"host": MAIL_HOST, "port": int(MAIL_PORT or 25), "timeout": 10} if MAIL_HOST else {}
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": MAIL_BACKEND, "OPTIONS": MAIL_OPTIONS}}
+else:
+    EMAIL_BACKEND = MAIL_BACKEND
+    EMAIL_HOST, EMAIL_PORT, EMAIL_TIMEOUT = MAIL_HOST, int(MAIL_PORT or 25), 10
+
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -10,6 +10,7 @@ urlpatterns = [
     path("shop/<int:shop_id>/", include("shop.urls")),
     path("sales/", views.sales),
     path("sales/<int:item_id>", views.sales_of),
+    path("orders/<int:item_id>", views.order),
     path("wait", views.wait),
     path("block", views.block),
     path("sync", views.sync),

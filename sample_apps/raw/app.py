@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import re
+import smtplib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import anyio
 from asgi_perfkit import (
     PerfKit,
     ThreadLimiter,
+    add_task,
     contextmanager_in_threadpool,
     get_performance_stats,
     get_runtime_stats,
@@ -47,6 +50,7 @@ ITEMS = {
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
+MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -163,6 +167,29 @@ async def sales(receive: Receive, send: Send) -> None:
         await send_csv(receive, send, lines)
 
 
+def mail_order(item: dict[str, Any]) -> None:
+    """Mail an order to those who pack; a plain function, which runs in a thread."""
+    mail = EmailMessage()
+    mail["From"], mail["To"] = "shop@example.org", "orders@example.org"
+    mail["Subject"] = f"Order: {item['name']}"
+    mail.set_content(f"One {item['name']}, for {item['price']:.2f}.")
+    if MAIL_SERVER:
+        with smtplib.SMTP(MAIL_SERVER, timeout=10) as server:
+            server.send_message(mail)
+    else:
+        print(mail)
+
+
+async def order(receive: Receive, send: Send, item_id: int) -> None:
+    """Take an order; the sale is written and mailed when the client has its answer."""
+    if item_id in ITEMS:
+        add_task(run_in_threadpool, write_sale, item_id, limiter=writers)
+        add_task(mail_order, ITEMS[item_id])
+        await respond(send, {"accepted": True}, 202)
+    else:
+        await respond(send, {"detail": "There is no such item."}, 404)
+
+
 def spin(seconds: float) -> float:
     """Compute without a pause, and return for how long that was."""
     began = time.perf_counter()
@@ -238,10 +265,10 @@ async def error(receive: Receive, send: Send) -> None:
 
 
 async def after(receive: Receive, send: Send) -> None:
-    """Take an order; the receipt goes to a mail server when the client has its answer."""
+    """Take a wish; the supplier hears of it when the client has its answer, while the application still runs."""
     await respond(send, {"accepted": True})
     await anyio.sleep(0.05)
-    logger.info("receipt sent")
+    logger.info("asked for more")
 
 
 async def stats(receive: Receive, send: Send) -> None:
@@ -273,6 +300,7 @@ ROUTES = [
         r"/shop/(?P<shop_id>\d+)/items/(?P<item_id>\d+)": {"GET": stock},
         r"/sales/": {"GET": sales},
         r"/sales/(?P<item_id>\d+)": {"GET": sold, "POST": sell},
+        r"/orders/(?P<item_id>\d+)": {"POST": order},
         r"/wait": {"GET": wait},
         r"/block": {"GET": block},
         r"/sync": {"GET": sync},

@@ -34,6 +34,15 @@ PROVOKED = (
     "ValueError: Django can only handle ASGI/HTTP connections, not websocket.",
 )
 
+#: What no log may have: what Python says of something that was forgotten, and the kit of a task that was lost.
+SIGNS = (
+    "was never retrieved",
+    "was never awaited",
+    "ResourceWarning",
+    "RuntimeWarning",
+    "could not finish before the shutdown",
+)
+
 START_SECONDS = 15
 STOP_SECONDS = 15
 
@@ -190,7 +199,7 @@ def judge_log(server: Server, log: str) -> None:
     for line in _last_lines_of_tracebacks(log):
         if not line.startswith(PROVOKED):
             raise ServerFailed(f"{server.deployment} logged a traceback: {line}", log)
-    for sign in ("was never retrieved", "was never awaited", "ResourceWarning", "RuntimeWarning"):
+    for sign in SIGNS:
         if sign in log:
             raise ServerFailed(f"{server.deployment} logged {sign!r}.", log)
     reported = len(re.findall(r"Error in ASGI Framework|Exception in ASGI application", log))

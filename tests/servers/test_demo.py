@@ -69,6 +69,7 @@ def test_it_shows_every_endpoint_and_names_the_blocker(sample: str) -> None:
         "GET <unmatched>",
         "POST /upload",
         "POST /after",
+        "POST /orders/{item_id}",
         "POST /sales/{item_id}",
     }
     assert endpoints == expected | ({"WEBSOCKET /ws"} if sample == "starlette" else set())

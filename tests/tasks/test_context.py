@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -156,6 +157,10 @@ def test_a_task_belongs_to_its_request(run: Run, supervise: Supervise) -> None:
         def observe_late(self, metric: str, value: int) -> None:
             assert value >= 0
             late.append(metric)
+
+        def observe_many(self, metric: str, values: Sequence[int]) -> None:
+            for value in values:
+                self.observe_late(metric, value)
 
     async def work() -> None:
         with measure("work"):

@@ -194,6 +194,9 @@ def test_statistics_tell_what_waits_and_what_runs(run: Run, supervise: Supervise
             "timed_out": 0,
             "cancelled": 0,
             "discarded": 0,
+            "handed_off": 0,
+            "lost": 0,
+            "handoff_failed": 0,
         }
         after = background_stats()
         changes = {name: after[name] - before[name] for name in after}

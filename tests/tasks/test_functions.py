@@ -187,7 +187,7 @@ def test_options_are_called_and_named_like_their_function() -> None:
     options(calls, 1, b=2)
     assert calls == [(1, 2, threading.current_thread())]
     assert (options.__name__, options.func, options.timeout) == ("note", note, 2.5)
-    assert repr(options) == f"task_options({note!r}, timeout=2.5)"
+    assert repr(options) == f"task_options({note!r}, timeout=2.5, handoff=None)"
 
 
 @pytest.mark.parametrize("number", [1, 0, None, "send", [note]])

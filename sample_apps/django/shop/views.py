@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 
+from django.core.mail import send_mail
 from django.db import IntegrityError, transaction
 from django.db.models import Count, F, Sum
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from asgi_perfkit import (
+    add_task,
     contextmanager_in_threadpool,
     get_performance_stats,
     get_runtime_stats,
@@ -122,6 +124,19 @@ async def sales(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(lines, content_type="text/csv")
 
 
+@require_POST
+def order(request: HttpRequest, item_id: int) -> JsonResponse:
+    """Take an order; the sale is written and mailed when the client has its answer. A sync view, and two sync tasks."""
+    try:
+        item = Item.objects.get(pk=item_id)
+    except Item.DoesNotExist:
+        raise Http404("There is no such item.") from None
+    add_task(Sale.objects.create, item=item, price=item.price)
+    subject, text = f"Order: {item.name}", f"One {item.name}, for {item.price:.2f}.\n"
+    add_task(send_mail, subject, text, None, ["orders@example.org"])
+    return JsonResponse({"accepted": True}, status=202)
+
+
 def spin(seconds: float) -> float:
     """Compute without a pause, and return for how long that was."""
     began = time.perf_counter()
@@ -176,19 +191,19 @@ async def error(request: HttpRequest) -> HttpResponse:
     raise RuntimeError("The warehouse does not answer.")
 
 
-class OrderResponse(JsonResponse):
-    """An answer whose receipt goes out when the client has it: Django closes it after sending."""
+class WishResponse(JsonResponse):
+    """An answer behind which the supplier is asked for more: Django closes it after sending."""
 
     def close(self) -> None:
         super().close()
-        time.sleep(0.05)  # a mail server takes its time; Django calls this in a thread
-        logger.info("receipt sent")
+        time.sleep(0.05)  # the supplier takes his time; Django calls this in a thread
+        logger.info("asked for more")
 
 
 @require_POST
-async def after(request: HttpRequest) -> OrderResponse:
-    """Take an order."""
-    return OrderResponse({"accepted": True})
+async def after(request: HttpRequest) -> WishResponse:
+    """Take a wish; the supplier hears of it when the client has its answer, while the request still runs."""
+    return WishResponse({"accepted": True})
 
 
 @require_http_methods(["GET", "DELETE"])

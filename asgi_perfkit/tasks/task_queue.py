@@ -1,0 +1,147 @@
+"""The tasks of one request, until they have run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from threading import RLock
+from typing import Any, Literal, Protocol
+
+from asgi_perfkit.exceptions import ConfigurationTypeError
+from asgi_perfkit.steps import Account
+from asgi_perfkit.tasks.handoff import Handoff
+from asgi_perfkit.tasks.item import Item, TaskList
+
+__all__ = ["Entry", "Group", "TaskQueue", "items_of"]
+
+Group = list[Item]  # of tasks that run at the same time
+Entry = Item | deque[Group]  # the groups of a list of tasks
+
+
+class Unclaimed(Protocol):
+    """Queues that nobody runs by themselves."""
+
+    queues: list[TaskQueue]
+
+
+class QueueOwner(Protocol):
+    """Who runs queues; :class:`~asgi_perfkit.tasks.supervisor.Supervisor` says what each of these is."""
+
+    lock: RLock
+    run_on_error: bool
+    handoff: Handoff | None
+
+    @property
+    def unclaimed(self) -> Unclaimed: ...
+    def expect(self, number: int) -> None: ...
+    def schedule(self, queue: TaskQueue) -> None: ...
+    def runs_here(self) -> bool: ...
+    def account_for(self, items: Iterable[Item], reason: Literal["discarded"]) -> None: ...
+
+
+class TaskQueue:
+    """The tasks of one request.
+
+    :ivar supervisor: who runs them.
+    """
+
+    holds_tasks = True
+
+    __slots__ = ("_entries", "_scheduled", "_state", "supervisor")
+
+    def __init__(self, supervisor: QueueOwner) -> None:
+        self.supervisor = supervisor
+        self._entries: deque[Entry] = deque()
+        self._state: Literal["filling", "released", "discarded"] = "filling"
+        self._scheduled = False  # whether it is running, or will be without further ado
+
+    def add(
+        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Queue a task, or a list of them; from any thread.
+
+        :raises QueueFullError: too many tasks wait for their turn.
+        """
+        supervisor = self.supervisor
+        entry: Entry
+        if isinstance(function, TaskList):
+            if args or kwargs:
+                raise ConfigurationTypeError(
+                    "add_task(tasks)", args or kwargs, "a list of tasks has its arguments already."
+                )
+            function.direct(supervisor.handoff)
+            supervisor.expect(len(function))
+            entry = deque(function.take(partial(self.add, account)))
+        else:
+            entry = Item(function, args, kwargs)
+            if entry.handoff is not None or supervisor.handoff is not None:
+                entry.direct(supervisor.handoff)
+            supervisor.expect(1)
+        with supervisor.lock:
+            state = self._state
+            if state != "discarded":
+                self._entries.append(entry)
+            late = state == "released" and not self._scheduled
+            if late:
+                self._scheduled = True
+        if state == "discarded":
+            supervisor.account_for(items_of([entry]), "discarded")
+        elif late:
+            supervisor.schedule(self)
+
+    def finish(self, account: Account, *, failed: bool) -> None:
+        """The request is over: its tasks may run, or, if it has `failed`, are discarded. A second time is nothing."""
+        supervisor = self.supervisor
+        with supervisor.lock:
+            if self._state != "filling":
+                return
+            if failed and not supervisor.run_on_error:
+                self._state = "discarded"
+            else:
+                self._state = "released"
+                self._scheduled = bool(self._entries)
+        if self._state == "discarded":
+            supervisor.account_for(items_of(self.take_all()), "discarded")
+        elif self._scheduled:
+            if supervisor.runs_here():
+                supervisor.schedule(self)
+            else:
+                supervisor.unclaimed.queues.append(self)
+
+    def finish_late(self) -> None:
+        """The request is over, and was when the queue was made."""
+        with self.supervisor.lock:
+            if self._state != "filling":
+                return
+            self._state = "released"
+            self._scheduled = True
+        self.supervisor.schedule(self)
+
+    def take(self) -> Entry | None:
+        """The next one; after None it has to be scheduled again."""
+        entries = self._entries
+        if not entries:
+            with self.supervisor.lock:  # `add` looks at both
+                if not entries:
+                    self._scheduled = False
+                    return None
+        return entries.popleft()
+
+    def take_all(self) -> list[Entry]:
+        """All that are there, none of which will run."""
+        with self.supervisor.lock:
+            entries = list(self._entries)
+            self._entries.clear()
+            self._scheduled = False
+            return entries
+
+
+def items_of(entries: Iterable[Entry]) -> Iterator[Item]:
+    """The tasks in them."""
+    for entry in entries:
+        if isinstance(entry, Item):
+            yield entry
+        else:
+            for group in entry:
+                yield from group
