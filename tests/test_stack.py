@@ -88,7 +88,8 @@ def test_without_performance_everything_passes_through(run: Any) -> None:
 
     async def send(message: Any) -> None: ...
 
-    run(PerfKit(recording_app, performance=False, background=False), scope, receive, send)
+    kit = PerfKit(recording_app, performance=False, background=False, resources=False)
+    run(kit, scope, receive, send)
     assert scope["seen"][0] is scope
     assert scope["seen"][1:] == (receive, send)
     assert get_performance_stats() == {}

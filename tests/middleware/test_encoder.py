@@ -105,7 +105,9 @@ def wrappers(encoder: Encoder) -> list[Callable[[App], App]]:
     return [
         lambda app: ResponseEncoderMiddleware(app, encoder=encoder),
         lambda app: PerfKit(app, encoder={"encoder": encoder}),
-        lambda app: PerfKit(app, performance=False, background=False, encoder={"encoder": encoder}),
+        lambda app: PerfKit(
+            app, performance=False, background=False, resources=False, encoder={"encoder": encoder}
+        ),
         lambda app: BackgroundTaskMiddleware(ResponseEncoderMiddleware(app, encoder=encoder)),
         lambda app: ResponseEncoderMiddleware(PerformanceMiddleware(app), encoder=encoder),
         lambda app: PerfKit(app, encoder={"encoder": encoder, "compression": ("gzip",)}),
@@ -204,8 +206,8 @@ def test_with_its_defaults_it_is_not_there(run: Any) -> None:
     off: list[Any] = [
         ResponseEncoderMiddleware(app),
         ResponseEncoderMiddleware(app, compression=False, minimum_size=0),
-        PerfKit(app, performance=False, background=False),
-        PerfKit(app, performance=False, background=False, encoder=False),
+        PerfKit(app, performance=False, background=False, resources=False),
+        PerfKit(app, performance=False, background=False, resources=False, encoder=False),
     ]
     for each in off:
         run(each, scope, receive, send)

@@ -1466,10 +1466,13 @@ def test_an_inner_enter_that_waits_for_another(run: Run, limiter: ThreadLimiter)
                 other_is_in.block()
 
             async def enter_when_the_other_waits() -> None:
+                is_inside.set()
                 await gate.reached()
                 await use(Manager(other_is_in.set), limiter=limiter)
 
+            is_inside = Signal()
             second = spawn(lambda: use(Manager(), enter_when_the_other_waits, limiter=limiter))
+            await is_inside.wait()  # who is inside of none does not get past one who enters
             await use(
                 Manager(),
                 lambda: use(Manager(wait_for_the_other), limiter=limiter),
