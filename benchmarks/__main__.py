@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOPICS = (
     "caches",
     "cost",
+    "dependencies",
     "memory",
     "stats",
     "streams",
@@ -49,7 +50,9 @@ DISTRIBUTIONS = (
     "brotli-asgi",
     "cashews",
     "attrs",
+    "dishka",
     "Django",
+    "fast-depends",
     "fastapi",
     "Hypercorn",
     "litestar",
@@ -66,11 +69,13 @@ DISTRIBUTIONS = (
     "starlette",
     "starlette-compress",
     "starlette-exporter",
+    "svcs",
     "timing-asgi",
     "trio",
     "uvicorn",
     "uvloop",
     "zstd-asgi",
+    "wireup",
 )
 
 

@@ -183,7 +183,7 @@ class RowStream:
             self._encoding_ns = encoding_ns
             # One that is running is only met where this coroutine is being closed, before Python 3.13.
             if isinstance(iterator, AsyncGenerator) and not getattr(iterator, "ag_running", False):
-                await iterator.aclose()
+                await _close(iterator)
         if not self._stopped:
             await self._write(more=False)
 
@@ -316,6 +316,19 @@ class _Stepped:
 
     def close(self) -> None:
         self._coro.close()
+
+
+async def _close(rows: AsyncGenerator[Any, None]) -> None:
+    """Close a generator; of what a task group around its `yield` makes of that, raise what is more than the closing."""
+    try:
+        await rows.aclose()
+    except BaseException as error:
+        group: Any = error
+        if not isinstance(getattr(group, "exceptions", None), tuple):
+            raise
+        rest = group.split(GeneratorExit)[1]
+        if rest is not None:
+            raise rest from None
 
 
 async def _each(rows: Iterable[Any]) -> AsyncGenerator[Any, None]:

@@ -33,6 +33,7 @@ __all__ = [
     "UNMATCHED",
     "Registry",
     "Series",
+    "absorb",
     "condense",
     "default_registry",
 ]
@@ -358,10 +359,20 @@ def condense(histograms: dict[str, Histogram], observations: Iterable[tuple[str,
     for metric, value in observations:
         histogram = histograms.get(metric)
         if histogram is None:
-            if metric not in METRICS and len(histograms.keys() - METRICS.keys()) >= _MAX_NAMES:
-                metric = OVERFLOW
-            histogram = histograms.setdefault(metric, Histogram())
+            histogram = _new_histogram(histograms, metric)
         histogram.observe(value)
+
+
+def absorb(histograms: dict[str, Histogram], condensed: Mapping[str, Snapshot]) -> None:
+    """Count what was `condensed` elsewhere in `histograms`, too."""
+    for metric, snapshot in condensed.items():
+        (histograms.get(metric) or _new_histogram(histograms, metric)).absorb(snapshot)
+
+
+def _new_histogram(histograms: dict[str, Histogram], metric: str) -> Histogram:
+    if metric not in METRICS and len(histograms.keys() - METRICS.keys()) >= _MAX_NAMES:
+        metric = OVERFLOW
+    return histograms.setdefault(metric, Histogram())
 
 
 default_registry = Registry()

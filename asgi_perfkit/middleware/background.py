@@ -152,11 +152,7 @@ class BackgroundTaskMiddleware:
 
     def work_ended(self, account: Exchange, error: BaseException | None) -> None:
         """End an exchange that this middleware has opened."""
-        account.closed = True
-        if current_account.get() is account:
-            current_account.set(account.parent)
-        account.finish_tasks(error)
-        account.end(account.late)  # which one further in that has recorded it may have set
+        account.conclude(error)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         supervisor = self.supervisor

@@ -12,7 +12,7 @@ from asgi_perfkit.encoding.negotiation import Negotiator
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
 from asgi_perfkit.middleware.compressor import Compressor, Policy
 from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
-from asgi_perfkit.steps import DONE, Account, current_account
+from asgi_perfkit.steps import DONE, current_account
 from asgi_perfkit.threads.limiter import ThreadLimiter
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
@@ -98,26 +98,7 @@ class ResponseEncoderMiddleware:
 
     def work_ended(self, account: Exchange, error: BaseException | None) -> None:
         """End an exchange that this middleware has opened."""
-        account.closed = True
-        if current_account.get() is account:
-            current_account.set(account.parent)
-        account.finish_tasks(error)
-        late = account.late
-        if late is None and account.parent is not None:
-            late = _Around(account.parent)
-        account.end(late)
-
-
-class _Around:
-    """Takes what was observed in an exchange that nobody records: it belongs to the one around it."""
-
-    __slots__ = ("_account",)
-
-    def __init__(self, account: Account) -> None:
-        self._account = account
-
-    def observe_late(self, metric: str, value: int) -> None:
-        self._account.observe(metric, value)
+        account.conclude(error)
 
 
 def _check(app: object, encoder: object, custom_encoders: object, minimum_size: object) -> None:

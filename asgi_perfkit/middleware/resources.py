@@ -105,11 +105,7 @@ class ResourceMiddleware:
 
     def work_ended(self, account: Exchange, error: BaseException | None) -> None:
         """End an exchange that this middleware has opened."""
-        account.closed = True
-        if current_account.get() is account:
-            current_account.set(account.parent)
-        account.finish_tasks(error)
-        account.end(account.late)
+        account.conclude(error)
 
     def open(self, account: Exchange) -> ResourceManager:
         """The resources of a request, at their first use."""
@@ -141,6 +137,11 @@ class ResourceMiddleware:
         return manager
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outer = lifetime.get()
+        if outer is not None and not outer.closed:  # those of a middleware of this kind further out
+            self._app_resources = outer
+            await self.app(scope, receive, send)
+            return
         async with ResourceManager() as manager:
             self._app_resources = manager
             token = lifetime.set(manager)

@@ -193,13 +193,19 @@ class Account:
         return taken
 
     def end(self, late: LateObserver | None) -> None:
-        """End the work: no step is charged any more, and what is observed from now on goes to `late`, or nowhere."""
+        """End the work: no step is charged any more.
+
+        :param late: takes what is observed from now on, or was and nobody has taken; None for the account around.
+        """
         self.closed = True
-        if self.parent is not None:  # what comes late has them, too
+        parent = self.parent
+        if parent is not None:  # what comes late has them, too
             if self.tasks is None:
-                self.tasks = self.parent.tasks
+                self.tasks = parent.tasks
             if self.encoder is None:
-                self.encoder = self.parent.encoder
+                self.encoder = parent.encoder
+            if late is None:
+                late = _Around(parent)
         self.parent = None
         self.late = late or _NOBODY
         if self.observations:
@@ -210,6 +216,21 @@ class Account:
         assert late is not None
         for metric, value in self.take_observations():
             late.observe_late(metric, value)
+
+
+class _Around:
+    """The account around one that nobody records."""
+
+    __slots__ = ("_account",)
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+
+    def observe_late(self, metric: str, value: int) -> None:
+        self._account.observe(metric, value)
+
+    def observe_many(self, metric: str, values: Sequence[int]) -> None:
+        self._account.observe_many(metric, values)
 
 
 class _Nobody:

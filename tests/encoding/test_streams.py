@@ -987,6 +987,72 @@ def test_a_row_without_json_breaks_the_stream_off(
     assert len(caplog.records) == 1
 
 
+def test_a_task_group_around_a_row_hides_no_error(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rows(*these: Any) -> AsyncIterator[Any]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(forever)
+            for row in these:
+                yield row
+                for _ in range(5):
+                    await checkpoint()
+
+    async def refuse(number: int) -> None:
+        raise OSError
+
+    first, second = Reader(), Reader()
+    fail(run, rows(object()), first, EncodeError)
+    assert not first.begun
+    fail(run, rows(1, object()), second, EncodeError)
+    assert second.rows == [1]
+    assert len(caplog.records) == 1
+    fail(run, rows("x" * CHUNK_BYTES), Reader(refuse), OSError)
+
+
+def test_what_a_task_group_around_a_row_has_besides_is_raised(run: Run) -> None:
+    """Which is the producer's error, and hides the one that was the reason for closing it, as any `finally` may."""
+
+    async def break_down() -> None:
+        try:
+            await forever()
+        finally:
+            raise Trouble
+
+    async def rows() -> AsyncIterator[Any]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(break_down)
+            await checkpoint()
+            yield object()
+
+    async def main() -> None:
+        with pytest.raises(Exception, match=r"TaskGroup|nursery") as caught:
+            await stream(rows(), Reader())
+        (error,) = caught.value.exceptions  # type: ignore[attr-defined]  # built in from Python 3.11 on
+        assert isinstance(error, Trouble)
+        await tasks_are_gone()
+
+    run(main)
+
+
+def test_a_reader_that_leaves_while_a_task_group_is_around_the_row(run: Run) -> None:
+    async def rows() -> AsyncIterator[Any]:
+        async with anyio.create_task_group() as group:
+            group.start_soon(forever)
+            while True:
+                yield ROW
+
+    async def stall(number: int) -> None:
+        await forever()
+
+    async def main() -> None:
+        reader = Reader(stall)
+        await together(lambda: stream(rows(), reader), reader.leave)
+        await tasks_are_gone()
+
+    run(main)
+
+
 @pytest.mark.parametrize("first", [1, 10_000], ids=["by a child", "by the task"])
 def test_the_readers_error_ends_the_producer_and_is_raised(
     run: Run, caplog: pytest.LogCaptureFixture, first: int

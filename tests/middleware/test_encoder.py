@@ -302,7 +302,7 @@ def test_a_call_that_is_closed_leaves_the_context_to_others() -> None:
     current_account.set(None)
 
 
-@pytest.mark.parametrize("times", [1, 200])
+@pytest.mark.parametrize("times", [1, 700])  # so many are counted before the end
 def test_what_is_measured_inside_belongs_to_the_request_around(run: Any, times: int) -> None:
     """Where something between has put up its own `send`: the request is recorded further out."""
     registry = Registry()
@@ -318,6 +318,24 @@ def test_what_is_measured_inside_belongs_to_the_request_around(run: Any, times: 
     figures = the_figures(registry)
     assert figures["part"]["count"] == times
     assert figures["serialization_time"]["count"] == 1
+
+
+def test_so_does_what_comes_late(run: Any) -> None:
+    """What a task has to tell when its request is over."""
+    registry = Registry()
+    accounts = []
+
+    async def app(scope: Scope, receive: Any, send: Any) -> None:
+        accounts.append(current_account.get())
+        await telling_app(scope, receive, send)
+
+    inner = ResponseEncoderMiddleware(app, custom_encoders=encoding("a"))
+    run(call, PerformanceMiddleware(closure(inner), registry=registry))
+    (account,) = accounts
+    assert account is not None
+    account.observe("part", 1_000)
+    account.observe_many("part", [2_000, 3_000])
+    assert the_figures(registry)["part"]["sum"] == pytest.approx(6e-6)
 
 
 def test_what_a_middleware_inside_records_is_recorded_once(run: Any) -> None:

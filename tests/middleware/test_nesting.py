@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from asgi_perfkit import PerformanceMiddleware, Registry, get_performance_stats, measure
+from asgi_perfkit import (
+    BackgroundTaskMiddleware,
+    PerformanceMiddleware,
+    Registry,
+    get_performance_stats,
+    measure,
+)
 from tests.support import (
     BODY,
     REQUEST,
@@ -390,3 +396,21 @@ def test_an_exchange_that_is_over_is_not_recorded_again() -> None:
     stats = get_performance_stats(by="endpoint", registry=registry)
     assert stats["GET /first"]["outcomes"] == {"ok": 1}
     assert stats["GET /other"]["outcomes"] == {"incomplete": 1}
+
+
+@pytest.mark.parametrize("times", [1, 700])  # so many are counted before the end
+def test_what_nobody_records_inside_is_recorded_further_out(times: int, run: Run) -> None:
+    """An exchange that another middleware has opened behind a foreign `send` hands on what was measured in it."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(times):
+            with measure("part"):
+                pass
+        await saying(START, BODY)(scope, receive, send)
+
+    registry = Registry()
+    inner = BackgroundTaskMiddleware(app)
+    server = Server()
+    measured = PerformanceMiddleware(wrapping_send(inner), registry=registry)
+    run(measured, http_scope(), server.receive, server.send)
+    assert the_figures(registry)["part"]["count"] == times

@@ -10,9 +10,9 @@ from time import perf_counter_ns
 from typing import ClassVar
 
 from asgi_perfkit.metrics.histogram import Histogram, Snapshot
-from asgi_perfkit.metrics.registry import condense
+from asgi_perfkit.metrics.registry import absorb, condense
 from asgi_perfkit.middleware.exchange.unread_body import UnreadBody
-from asgi_perfkit.steps import Account, DrivenAccount, LateObserver, Owner
+from asgi_perfkit.steps import Account, DrivenAccount, LateObserver, Owner, current_account
 from asgi_perfkit.types import Message, Receive, Scope, Send
 
 __all__ = ["COMPLETE", "ENDING", "OPEN", "TOLD", "TRAILED", "UNREADABLE", "Exchange", "exchange_of"]
@@ -118,8 +118,19 @@ class Exchange(DrivenAccount):
         """Pass on what the app says; the `send` for the app."""
         raise NotImplementedError
 
+    def conclude(self, error: BaseException | None) -> None:
+        """End an exchange that is not recorded by who has opened it: the app has returned or raised `error`."""
+        self.closed = True
+        # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
+        if current_account.get() is self:
+            current_account.set(self.parent)
+        self.finish_tasks(error)
+        self.end(self.late)  # which one further in that has recorded it may have set
+
     def end(self, late: LateObserver | None) -> None:
         self.scope = _NO_SCOPE
+        if late is None and self.condensed and isinstance(self.parent, Exchange):
+            self.parent._absorb(self.condensed)
         Account.end(self, late)
 
     @property
@@ -140,6 +151,12 @@ class Exchange(DrivenAccount):
             if self.condensed is None:
                 self.condensed = {}
             condense(self.condensed, self.take_observations())
+
+    def _absorb(self, condensed: dict[str, Histogram]) -> None:
+        with _condensing:
+            if self.condensed is None:
+                self.condensed = {}
+            absorb(self.condensed, condensed)
 
     def observations_so_far(self) -> tuple[list[tuple[str, int]], dict[str, Snapshot]]:
         """A copy of the observations, and one of what was condensed of others."""

@@ -1,0 +1,129 @@
+"""Lets work that has begun come to its end, whoever cancels the task meanwhile.
+
+The work stays in its task: what it exits (task groups, cancel scopes, time-outs) must be exited in the task that has
+entered it. Nor is anything put around it that has to be left before what it exits.
+
+* On asyncio and uvloop a cancellation is a call of the task's `cancel`, and while the work runs that is answered here.
+  The work has time-outs and task groups of its own, and these cancel its task, too. They do it in a callback of the
+  loop or in a task, in the context of the code that has started these, and so it shows in the context whether it was
+  the work. What comes from elsewhere is put off until the work is over. anyio's scopes go the same way.
+* On trio it is a cancel scope whose shield is put up for the time. Where there is none around all that the work exits,
+  a scope of the work's own has to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from asgi_perfkit.steps.loop import asyncio_loop, on_trio
+
+__all__ = ["shielded"]
+
+T = TypeVar("T")
+
+
+async def shielded(work: Awaitable[T], region: Any = None) -> T:
+    """Await `work`, and let no cancellation from outside into it.
+
+    :param region: on trio, the cancel scope around all that `work` exits; None if there is none.
+    :return: what the work returns.
+    :raises: what it raises; or else the cancellation that came meanwhile.
+    """
+    if asyncio_loop() is None:
+        if not on_trio():  # closed by a garbage collection, say
+            return await work
+        if region is None:
+            with sys.modules["trio"].CancelScope(shield=True):
+                return await work
+        region.shield = True
+        try:
+            return await work
+        finally:
+            region.shield = False
+    task: Any = asyncio.current_task()
+    if task is None:  # it is driven by hand, and nobody can cancel it
+        return await work
+    guard = _Guard(task)
+    if getattr(task, "_must_cancel", False):
+        await guard.take_in()
+    guard.put_up()
+    try:
+        return await work
+    finally:
+        guard.take_down()
+        if guard.deferred:
+            await guard.deliver()
+
+
+class _Guard:
+    """Answers for the `cancel` of a task."""
+
+    __slots__ = ("_around", "_cancel", "_task", "_token", "_wider", "deferred")
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._around = _guard.get()  # of the code that the work belongs to, in whichever task
+        # That of this task which is up already, within a closing of which this is another one.
+        self._wider: _Guard | None = task.cancel if isinstance(task.cancel, _Guard) else None
+        self._cancel: Any = task.cancel if self._wider is None else self._wider._cancel
+        # How often, by message. anyio cancels at each turn of the loop, and counts.
+        self.deferred: dict[Any, int] = {}
+
+    def put_up(self) -> None:
+        self._token = _guard.set(self)
+        self._task.cancel = self
+
+    def take_down(self) -> None:
+        if self._wider is None:
+            del self._task.cancel
+        else:
+            self._task.cancel = self._wider
+        _guard.reset(self._token)
+
+    def __call__(self, msg: Any = None) -> bool:
+        if self._is_around():
+            return self._pass_on(msg)
+        if self._wider is not None and not self._wider._is_around():
+            return self._wider(msg)
+        self.deferred[msg] = self.deferred.get(msg, 0) + 1
+        return True
+
+    def _is_around(self) -> bool:
+        """Whether the running code belongs to the work."""
+        guard = _guard.get()
+        while guard is not None:
+            if guard is self:
+                return True
+            guard = guard._around
+        return False
+
+    def _pass_on(self, msg: Any) -> bool:
+        cancelled: bool = self._cancel() if msg is None else self._cancel(msg)
+        return cancelled
+
+    async def take_in(self) -> None:
+        """Put off a cancellation that the task is to get at its next await."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            if hasattr(self._task, "uncancel"):
+                self._task.uncancel()
+            self.deferred[error.args[0] if error.args else None] = 1
+
+    async def deliver(self) -> None:
+        """Let the task have what was put off, as often as it came.
+
+        :raises CancelledError: always.
+        """
+        for msg, times in self.deferred.items():
+            for _ in range(times):
+                self._pass_on(msg)
+        await asyncio.sleep(0)
+
+
+_guard: ContextVar[_Guard | None] = ContextVar("asgi_perfkit.resources.guard", default=None)
+"""The guard of the work that the running code belongs to, in the tasks and callbacks that it starts, too."""
