@@ -275,16 +275,15 @@ class Pool:
         finally:
             # Other asynchronous generators are being closed, too, and may have calls to make still.
             with self.lock:
-                ending = {*self.threads, *self._ended}
                 self.closing = True
             self.dismiss_idle()
             while any(not worker.kept for worker in list(self.threads)):
-                ending |= self.threads
                 self._fewer = self._loop.create_future()
                 await self._fewer
-            for worker in ending:
-                if not worker.kept:
-                    worker.join()
+            with self.lock:
+                ended = list(self._ended)
+            for worker in ended:
+                worker.join()
             # The pool stays: who makes a call still, before the loop is closed, gets a worker that ends after it.
 
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from asgi_perfkit import (
     ThreadLimiter,
     contextmanager_in_threadpool,
     get_runtime_stats,
+    iterate_in_threadpool,
     run_in_threadpool,
 )
 from asgi_perfkit.threads import pool as pool_module
@@ -726,3 +728,40 @@ def test_trio_is_imported_only_where_it_runs(python: Python) -> None:
         print(sorted({"trio", "anyio", "sniffio"} & sys.modules.keys()))
     """
     assert python(code) == "[]\n"
+
+
+def test_the_loop_waits_for_a_worker_that_came_while_it_closed(
+    run_asyncio: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was started for a last call, and has ended before the loop looks again, is joined, too."""
+    over = threading.Semaphore(0)
+    note_end = pool_module.Pool.note_end
+
+    def note_end_and_linger(self: pool_module.Pool, worker: pool_module.Worker) -> None:
+        note_end(self, worker)
+        over.release()
+        time.sleep(0.05)  # there is no telling for how long a thread has still something to do
+
+    async def keep_the_loop_from_looking() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await checkpoint()
+            for _ in range(2):
+                assert over.acquire(timeout=PATIENCE_SECONDS)
+
+    async def main() -> list[Any]:
+        open_ones = [iterate_in_threadpool(iter_forever()), keep_the_loop_from_looking()]
+        for each in open_ones:
+            await each.__anext__()
+        return open_ones
+
+    def iter_forever() -> Iterator[int]:
+        while True:
+            yield 1
+
+    monkeypatch.setattr(pool_module.Pool, "note_end", note_end_and_linger)
+    for _ in range(8):  # the order in which a loop closes its asynchronous generators is anybody's guess
+        held = run_asyncio(main)
+        assert workers() == []
+        del held
