@@ -15,6 +15,7 @@ from asgi_perfkit.middleware.lifespan import run_lifespan
 from asgi_perfkit.steps import DONE, Account, current_account
 from asgi_perfkit.tasks.failure import TaskFailure
 from asgi_perfkit.tasks.handoff import Engine, Handoff, as_handoff
+from asgi_perfkit.tasks.item import is_async
 from asgi_perfkit.tasks.supervisor import Supervisor
 from asgi_perfkit.threads.limiter import ThreadLimiter
 from asgi_perfkit.types import ASGIApp, Message, Receive, Scope, Send, single_callable
@@ -229,15 +230,19 @@ def _check(
         )
     if not isinstance(run_on_error, bool):
         raise ConfigurationTypeError(f"{name}(run_on_error=...)", run_on_error, "True or False.")
-    if on_error is not None and not callable(on_error):
+    if on_error is not None and (not callable(on_error) or is_async(on_error)):
         raise ConfigurationTypeError(
-            f"{name}(on_error=...)", on_error, "give a function of a TaskFailure, or None."
+            f"{name}(on_error=...)",
+            on_error,
+            "give a function of a TaskFailure that is not async, or None.",
         )
     if task_hooks is not None and not (
         isinstance(task_hooks, tuple)
         and len(task_hooks) == 2
-        and all(hook is None or callable(hook) for hook in task_hooks)
+        and all(hook is None or (callable(hook) and not is_async(hook)) for hook in task_hooks)
     ):
         raise ConfigurationTypeError(
-            f"{name}(task_hooks=...)", task_hooks, "give two functions, (before, after), or None."
+            f"{name}(task_hooks=...)",
+            task_hooks,
+            "give two functions that are not async, (before, after), or None.",
         )

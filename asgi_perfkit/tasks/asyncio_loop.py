@@ -86,8 +86,12 @@ class AsyncioLoop:
         task: Any = asyncio.current_task(self._loop)
         if task is None:  # the loop was closed under it
             return False
-        if type(task) is _SupervisedTask and task.is_ending:
-            return False
+        if type(task) is _SupervisedTask:
+            if task.is_ending:
+                return False
+            if task.own_cancellation is not None:  # of a task that is over
+                task.own_cancellation.cancel()
+                task.own_cancellation = None
         # A TaskGroup of Python 3.11 and 3.12 may leave a cancellation behind that it has dealt with.
         if _COUNTS_CANCELLATIONS:
             while task.cancelling():
@@ -95,7 +99,11 @@ class AsyncioLoop:
         return True
 
     async def pause(self) -> None:
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            if self.is_cancellation(error):
+                raise  # or else it was meant for the task of the supervisor that has just ended
 
     async def together(self, works: Sequence[Work]) -> None:
         jobs = [self._start(work) for work in works]
@@ -118,13 +126,21 @@ class _SupervisedTask(asyncio.Task[None]):
     """Knows whether it is to end: code in it may cancel it for its own purposes (time-outs and task groups do).
 
     :ivar is_ending: whether the supervisor has ended it, or the loop, which cancels all tasks when it has stopped.
+    :ivar own_cancellation: that which it was about to inflict on itself when it was last running.
     """
 
     is_ending = False
+    own_cancellation: asyncio.Handle | None = None
 
     def cancel(self, msg: Any | None = None) -> bool:
-        if asyncio._get_running_loop() is None:
+        loop = asyncio._get_running_loop()
+        if loop is None:
             self.is_ending = True
+        elif asyncio.current_task(loop) is self:
+            # It is to come with the next wait, and that may be one of another task of the supervisor: it can be taken
+            # back until then.
+            self.own_cancellation = loop.call_soon(super().cancel, msg)
+            return True
         return super().cancel(msg)
 
     def end(self) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import Item
 
-__all__ = ["OnError", "Reason", "TaskFailure", "log_failure", "log_fallback"]
+__all__ = [
+    "OnError",
+    "Reason",
+    "TaskFailure",
+    "log_failure",
+    "log_fallback",
+    "log_on_error_failure",
+]
 
 logger = logging.getLogger("asgi_perfkit")
 
@@ -42,6 +51,21 @@ class TaskFailure:
 OnError = Callable[[TaskFailure], object]
 
 
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _never_raising(log: F) -> F:
+    """Whatever a filter or a handler of the log raises, the tasks go on, and are accounted for."""
+
+    @functools.wraps(log)
+    def log_if_possible(*args: Any) -> None:
+        with suppress(Exception):
+            log(*args)
+
+    return cast(F, log_if_possible)
+
+
+@_never_raising
 def log_failure(item: Item, reason: Reason, error: BaseException | None) -> None:
     """Log what has become of `item`, in a line, and for what it has raised itself with the traceback."""
     if reason == "failed":
@@ -67,6 +91,7 @@ def log_failure(item: Item, reason: Reason, error: BaseException | None) -> None
         logger.warning("The background task %s was discarded: its request failed.", item.describe())
 
 
+@_never_raising
 def log_fallback(item: Item, handoff: Handoff, error: BaseException) -> None:
     """Log that `item` runs here, because of an `error` of its engine."""
     logger.warning(
@@ -75,6 +100,12 @@ def log_fallback(item: Item, handoff: Handoff, error: BaseException) -> None:
         handoff.engine_name,
         _root_of(error),
     )
+
+
+@_never_raising
+def log_on_error_failure(item: Item, failure: BaseException) -> None:
+    """Log what `on_error` has raised when it was told of `item`."""
+    logger.error("on_error failed for %s.", item.describe(), exc_info=failure)
 
 
 def _root_of(error: BaseException) -> str:

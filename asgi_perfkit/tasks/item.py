@@ -42,6 +42,7 @@ class task_options:  # noqa: N801  # used like a function
         handoff: Engine | Handoff | bool | None = None,
     ) -> None:
         check_callable("task_options(func)", func)
+        check_runs("task_options(func)", func)
         if timeout is not None:
             if type(timeout) not in (int, float):
                 raise ConfigurationTypeError(
@@ -111,6 +112,8 @@ class Item:
             check_callable("add_task(func)", function)
         self.function = function
         self.is_async = is_async(function)
+        if not self.is_async:
+            check_runs("add_task(func)", function)
         self.has_finished = False
         self.error: BaseException | None = None
         self.args = args
@@ -256,9 +259,12 @@ def name_of(function: object) -> str:
     """The module and the name of a function, a method, a partial or another callable."""
     while isinstance(function, functools.partial):
         function = function.func
-    named = function if hasattr(function, "__qualname__") else type(function)
-    name: str = named.__qualname__
-    module = getattr(named, "__module__", None)
+    try:
+        named = function if hasattr(function, "__qualname__") else type(function)
+        name: str = named.__qualname__
+        module = getattr(named, "__module__", None)
+    except Exception:  # of a proxy, for one, that has nothing behind it where this is asked
+        return type(function).__qualname__
     return name if module is None else f"{module}.{name}"
 
 
@@ -274,6 +280,19 @@ def check_callable(subject: str, function: object) -> None:
         function.close()  # or Python warns that it was never awaited
         remedy = "that function has been called already; give it and its arguments: (send, user) for send(user)."
     raise ConfigurationTypeError(subject, function, remedy)
+
+
+def check_runs(subject: str, function: object) -> None:
+    """Refuse a generator function, of which a call runs nothing.
+
+    :raises ConfigurationTypeError: so it is.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationTypeError(
+            subject,
+            function,
+            "calling a generator function runs nothing; give one that does the work.",
+        )
 
 
 async def awaited(awaitable: Awaitable[object]) -> None:

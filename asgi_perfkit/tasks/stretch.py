@@ -12,6 +12,11 @@ __all__ = ["Stretch"]
 
 _MANY = 64  # tasks whose times are noted together
 
+# So long tasks that never wait may keep the loop: those of all requests together, as far as that leaves each of them
+# enough for the turn of the loop behind it not to cost as much.
+_TURN_NS = 1_000_000
+_SHORTEST_NS = 50_000
+
 
 class StretchOwner(Protocol):
     """Who runs the tasks."""
@@ -27,10 +32,10 @@ class Stretch:
     """Tasks that run one after the other without a wait; what each of them cost to note would be as much as to run it.
 
     :ivar done: how many are done and not counted yet.
-    :ivar began_ns: when the first has begun; `ended_ns`: when the last has ended.
+    :ivar until_ns: when the loop is due to others; `ended_ns`: when the last task has ended.
     """
 
-    __slots__ = ("_account", "_ran_ns", "_supervisor", "_waited_ns", "began_ns", "done", "ended_ns")
+    __slots__ = ("_account", "_ran_ns", "_supervisor", "_waited_ns", "done", "ended_ns", "until_ns")
 
     def __init__(self, supervisor: StretchOwner) -> None:
         self._supervisor = supervisor
@@ -38,9 +43,9 @@ class Stretch:
         self._waited_ns: list[int] = []
         self._ran_ns: list[int] = []
         self.done = 0
-        self.begin()
         with supervisor.lock:
             supervisor.stretches.add(self)
+        self.begin()
 
     def close(self) -> None:
         self.note()
@@ -48,7 +53,9 @@ class Stretch:
             self._supervisor.stretches.discard(self)
 
     def begin(self) -> None:
-        self.began_ns = self.ended_ns = perf_counter_ns()
+        self.ended_ns = perf_counter_ns()
+        share_ns = _TURN_NS // len(self._supervisor.stretches)
+        self.until_ns = self.ended_ns + max(share_ns, _SHORTEST_NS)
 
     def add(self, account: Account | None, added_ns: int, started_ns: int, ended_ns: int) -> None:
         """Take in the times of one, to be noted with those of others for the same account."""

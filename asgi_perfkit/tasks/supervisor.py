@@ -15,7 +15,6 @@ It knows nothing of requests: a queue is filled while one is served, and then re
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections import deque
@@ -28,7 +27,14 @@ from typing import Any, Literal
 from asgi_perfkit.exceptions import QueueFullError
 from asgi_perfkit.steps import Account
 from asgi_perfkit.steps.loop import asyncio_loop
-from asgi_perfkit.tasks.failure import OnError, Reason, TaskFailure, log_failure, log_fallback
+from asgi_perfkit.tasks.failure import (
+    OnError,
+    Reason,
+    TaskFailure,
+    log_failure,
+    log_fallback,
+    log_on_error_failure,
+)
 from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import Item, TaskList
 from asgi_perfkit.tasks.loop import Flag, Job, Loop
@@ -39,10 +45,6 @@ from asgi_perfkit.tasks.task_queue import Group, TaskQueue, items_of
 from asgi_perfkit.threads.limiter import ThreadLimiter, default_limiter
 
 __all__ = ["Supervisor", "TaskQueue", "background_stats", "run_alone"]
-
-logger = logging.getLogger("asgi_perfkit")
-
-_STRETCH_NS = 1_000_000  # for so long tasks that never wait may keep the loop
 
 _SETTLED = ("done", "failed", "timed_out", "cancelled", "discarded", "handed_off", "lost")
 _COUNTED = (*_SETTLED, "handoff_failed")  # of tasks that ran here then, or are lost
@@ -308,17 +310,11 @@ class Supervisor:
                 and (entry := queue.take()) is not None
             ):
                 if not isinstance(entry, Item):
-                    stretch.note()
-                    await self._run_groups(loop, entry, here=here)
+                    await self._run_groups(loop, entry, stretch, here=here)
                 elif (rest := self._begin(loop, entry, stretch)) is not None:
                     stretch.note()
                     await rest
-                elif stretch.ended_ns - stretch.began_ns > _STRETCH_NS:
-                    stretch.note()
-                    await loop.pause()
-                else:
-                    continue
-                stretch.begin()
+                    stretch.begin()
         except BaseException:  # the loop has cancelled this
             self._give_up(queue)
             raise
@@ -331,14 +327,21 @@ class Supervisor:
         """Whether no other task is to begin: a task may have swallowed the cancellation."""
         return (self._closed and not here) or not loop.begins_anew()
 
-    async def _run_groups(self, loop: Loop, groups: deque[Group], *, here: bool) -> None:
+    async def _run_groups(
+        self, loop: Loop, groups: deque[Group], stretch: Stretch, *, here: bool
+    ) -> None:
         try:
             while groups and not self._stops(loop, here=here):
                 group = groups.popleft()
+                rest: Awaitable[None] | None
                 if len(group) == 1:
-                    await self._run_item(loop, group.pop())
+                    rest = self._begin(loop, group.pop(), stretch)
                 else:
-                    await self._run_group(loop, group)
+                    rest = self._run_group(loop, group)
+                if rest is not None:
+                    stretch.note()
+                    await rest
+                    stretch.begin()
         finally:
             self.account_for(items_of([groups]), "cancelled")
 
@@ -366,7 +369,7 @@ class Supervisor:
     def _begin(self, loop: Loop, item: Item, stretch: Stretch) -> Awaitable[None] | None:
         """Run a task as far as it goes without waiting, which short ones do to their end.
 
-        :return: what is left, to be awaited at once; None if the task is over.
+        :return: what is to be awaited at once: what is left of it, or a turn for the others, if they are due one.
         :raises: the cancellation of the running task by others.
         """
         if item.handoff or item.timeout is not None or not item.is_async:
@@ -378,14 +381,14 @@ class Supervisor:
         except BaseException as error:
             if self._settle_raised(loop, item, stretch, started_ns, error):
                 raise
-            return None
-        if rest is not None:
-            return self._run_rest(loop, item, stretch, rest, started_ns)
-        ended_ns = perf_counter_ns()
-        self._running.discard(item)
-        stretch.done += 1
-        stretch.add(item.account, item.added_ns, started_ns, ended_ns)
-        return None
+        else:
+            if rest is not None:
+                return self._run_rest(loop, item, stretch, rest, started_ns)
+            ended_ns = perf_counter_ns()
+            self._running.discard(item)
+            stretch.done += 1
+            stretch.add(item.account, item.added_ns, started_ns, ended_ns)
+        return loop.pause() if stretch.ended_ns > stretch.until_ns else None
 
     async def _run_rest(
         self,
@@ -505,7 +508,7 @@ class Supervisor:
                 TaskFailure(item.name, reason, error, item.function, item.args, item.kwargs)
             )
         except BaseException as failure:  # whatever it is, the tasks go on
-            logger.error("on_error failed for %s.", item.describe(), exc_info=failure)
+            log_on_error_failure(item, failure)
 
 
 class _Unclaimed(threading.local):
@@ -528,9 +531,11 @@ async def run_alone(tasks: TaskList) -> None:
     supervisor.expect(len(tasks))
     loop = running_loop()
     groups = deque(tasks.take())
+    stretch = Stretch(supervisor)
     try:
-        await loop.together([partial(supervisor._run_groups, loop, groups, here=True)])
+        await loop.together([partial(supervisor._run_groups, loop, groups, stretch, here=True)])
     finally:
+        stretch.close()
         supervisor.account_for(items_of([groups]), "cancelled")  # should it not have begun
 
 

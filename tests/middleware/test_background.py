@@ -1348,9 +1348,11 @@ def test_the_runtime_stats_follow_a_task(run: Run) -> None:
         ("drain_timeout", float("nan"), ValueError),
         ("run_on_error", 1, TypeError),
         ("on_error", "log", TypeError),
+        ("on_error", checkpoint, TypeError),
         ("task_hooks", print, TypeError),
         ("task_hooks", (print,), TypeError),
         ("task_hooks", (print, "after"), TypeError),
+        ("task_hooks", (None, checkpoint), TypeError),
     ],
 )
 def test_a_wrong_option_is_refused(option: str, value: object, kind: type[Exception]) -> None:

@@ -324,3 +324,61 @@ def test_a_task_whose_child_fails_is_a_failure(run: Run, supervise: Supervise) -
     run(main)
     assert ran == ["end"]
     assert supervisor.figures() == {"done": 1, "failed": 6}
+
+
+class Nameless:
+    """Has nothing behind it where tasks run, as the proxies of some frameworks."""
+
+    def __call__(self) -> None:
+        raise Trouble
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__qualname__", "__module__"):
+            raise Trouble
+        return super().__getattribute__(name)
+
+
+def test_one_that_does_not_tell_its_name_is_reported_all_the_same(
+    run: Run, supervise: Supervise, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the name of what it is."""
+    supervisor = supervise()
+
+    async def main() -> None:
+        supervisor.open()
+        Request(supervisor).add(Nameless()).add(checkpoint).end()
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    run(main)
+    assert supervisor.figures() == {"done": 1, "failed": 1}
+    assert supervisor.reasons() == [("Nameless", "failed")]
+    assert "The background task Nameless() failed." in caplog.text
+
+
+@pytest.mark.parametrize("broken_too", [False, True])
+def test_a_log_that_raises_ends_nothing(run: Run, supervise: Supervise, broken_too: bool) -> None:
+    """A filter or a handler that is broken: all is accounted for, and told to `on_error`, which may be broken too."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise Trouble
+
+    def on_error(failure: TaskFailure) -> None:
+        if broken_too:
+            raise Trouble
+
+    supervisor = supervise(max_concurrency=1, on_error=on_error)
+
+    async def main() -> None:
+        supervisor.open()
+        Request(supervisor).add(fail_async, Trouble()).add(fail, Trouble()).add(checkpoint).end()
+        Request(supervisor).add(checkpoint).end()
+        Request(supervisor).add(checkpoint).end(failed=True)
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    logger = logging.getLogger("asgi_perfkit")
+    logger.addFilter(refuse)
+    try:
+        run(main)
+    finally:
+        logger.removeFilter(refuse)
+    assert supervisor.figures() == {"done": 2, "failed": 2, "discarded": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial, wraps
 from typing import Any
 
@@ -38,6 +38,9 @@ class Notes:
 
     def method(self, calls: Calls, a: int, b: int) -> None:
         note(calls, a, b)
+
+    def generate(self) -> Iterator[int]:
+        yield 1
 
     async def async_method(self, calls: Calls, a: int, b: int) -> None:
         await note_async(calls, a, b)
@@ -207,6 +210,26 @@ def test_a_coroutine_is_no_task(supervise: Supervise) -> None:
     for add in (Request(supervisor).add, BackgroundTasks().add_task, task_options):
         with pytest.raises(ConfigurationTypeError, match=r"called already.*\(send, user\)"):
             add(note_async([], 1, 2))
+    assert supervisor.accepted == 0
+
+
+def generate() -> Iterator[int]:
+    yield 1
+
+
+async def generate_async() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "function", [generate, generate_async, partial(generate), Notes().generate]
+)
+def test_a_generator_function_is_no_task(supervise: Supervise, function: Any) -> None:
+    """To call one runs nothing of it: it is refused where it is added."""
+    supervisor = supervise()
+    for add in (Request(supervisor).add, BackgroundTasks().add_task, task_options):
+        with pytest.raises(ConfigurationTypeError, match=r"func\) got .* runs nothing"):
+            add(function)
     assert supervisor.accepted == 0
 
 

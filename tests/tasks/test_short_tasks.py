@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import anyio
 import pytest
 
 from asgi_perfkit import BackgroundTasks, QueueFullError
@@ -122,14 +123,18 @@ def test_their_times_are_noted_when_somebody_may_look(
         assert min(late.observed[metric]) >= 0
 
 
-def test_many_of_them_do_not_keep_the_loop(run: Run, supervise: Supervise) -> None:
-    """Whatever else is to be done has its turn about every millisecond."""
+@pytest.mark.parametrize("requests", [1, 20])
+@pytest.mark.parametrize("lists", [False, True])
+def test_many_of_them_do_not_keep_the_loop(
+    lists: bool, requests: int, run: Run, supervise: Supervise
+) -> None:
+    """Whatever else is to be done has its turn about every millisecond, of however many requests they are."""
     supervisor = supervise()
     turns = done = 0
 
     async def compute() -> None:
         nonlocal done
-        until = perf_counter() + 0.0006
+        until = perf_counter() + 0.00006
         while perf_counter() < until:
             pass
         done += 1
@@ -137,13 +142,75 @@ def test_many_of_them_do_not_keep_the_loop(run: Run, supervise: Supervise) -> No
     async def main() -> None:
         nonlocal turns
         supervisor.open()
-        request = Request(supervisor)
-        for _ in range(40):
-            request.add(compute)
-        request.end()
-        while done < 40:
+        for _ in range(requests):
+            request, tasks = Request(supervisor), BackgroundTasks()
+            for _ in range(400 // requests):
+                if lists:
+                    tasks.add_task(compute)
+                else:
+                    request.add(compute)
+            if lists:
+                request.add(tasks)
+            request.end()
+        while done < 400:
             turns += 1
             await checkpoint()
 
     run(main)
     assert turns >= 10
+
+
+def test_those_of_a_list_that_runs_alone_do_not_keep_the_loop(run: Run) -> None:
+    """Whatever else is to be done has its turn, too."""
+    turns = 0
+    tasks = BackgroundTasks()
+
+    async def compute() -> None:
+        until = perf_counter() + 0.0006
+        while perf_counter() < until:
+            pass
+        seen.append(turns)
+
+    seen: list[int] = []
+    for _ in range(40):
+        tasks.add_task(compute)
+
+    async def main() -> None:
+        nonlocal turns
+        async with anyio.create_task_group() as group:
+            group.start_soon(tasks.run)
+            while len(seen) < 40:
+                turns += 1
+                await checkpoint()
+
+    run(main)
+    assert len(set(seen)) >= 10
+
+
+def test_nor_do_many_lists(run: Run, supervise: Supervise) -> None:
+    """Of one task each."""
+    supervisor = supervise()
+    turns = 0
+    seen: list[int] = []
+
+    async def compute() -> None:
+        until = perf_counter() + 0.0006
+        while perf_counter() < until:
+            pass
+        seen.append(turns)
+
+    async def main() -> None:
+        nonlocal turns
+        supervisor.open()
+        request = Request(supervisor)
+        for _ in range(40):
+            tasks = BackgroundTasks()
+            tasks.add_task(compute)
+            request.add(tasks)
+        request.end()
+        while len(seen) < 40:
+            turns += 1
+            await checkpoint()
+
+    run(main)
+    assert len(set(seen)) >= 10

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -339,3 +340,70 @@ def test_who_runs_next_was_not_cancelled(run_asyncio: Run, supervise: Supervise)
 
     run_asyncio(main)
     assert cancelled == [0]
+
+
+async def cancel_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+async def cancel_itself_later() -> None:
+    await checkpoint()
+    await cancel_itself()
+
+
+async def cancel_itself_and_wait() -> None:
+    await cancel_itself()
+    await forever()
+
+
+async def be_cancelled_behind_its_end() -> None:
+    """So late that a turn for the others follows."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_soon(task.cancel)
+    until = perf_counter() + 0.002
+    while perf_counter() < until:
+        pass
+
+
+CANCELLING = {
+    "at once": (cancel_itself, "done"),
+    "later": (cancel_itself_later, "done"),
+    "before it waits": (cancel_itself_and_wait, "failed"),
+    "behind its end": (be_cancelled_behind_its_end, "done"),
+}
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.parametrize("next_one", [checkpoint, lambda: None], ids=["on the loop", "in a thread"])
+@pytest.mark.parametrize(("cancelling", "becomes"), CANCELLING.values(), ids=CANCELLING)
+def test_who_cancels_itself_cancels_nobody_else(
+    run_asyncio: Run,
+    supervise: Supervise,
+    cancelling: Callable[[], Any],
+    becomes: str,
+    next_one: Callable[[], Any],
+    in_list: bool,
+) -> None:
+    """Though those who run next do so in the same task of the loop; it is cancelled where it waits the next time."""
+    supervisor = supervise(max_concurrency=1)
+    tasks = BackgroundTasks()
+
+    async def main() -> None:
+        supervisor.open()
+        request = Request(supervisor)
+        for function in (cancelling, next_one, checkpoint):
+            if in_list:
+                tasks.add_task(function)
+            else:
+                request.add(function)
+        request.add(tasks).end()
+        Request(supervisor).add(checkpoint).end()
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    run_asyncio(main)
+    expected = {"done": 3}
+    expected[becomes] = expected.get(becomes, 0) + 1
+    assert supervisor.figures() == expected

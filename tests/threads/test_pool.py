@@ -761,7 +761,7 @@ def test_the_loop_waits_for_a_worker_that_came_while_it_closed(
             yield 1
 
     monkeypatch.setattr(pool_module.Pool, "note_end", note_end_and_linger)
-    for _ in range(8):  # the order in which a loop closes its asynchronous generators is anybody's guess
+    for _ in range(8):  # a loop closes its asynchronous generators in any order
         held = run_asyncio(main)
         assert workers() == []
         del held
