@@ -81,9 +81,7 @@ class _Streamed:
 
     def __init__(self, rows: object, status: int, headers: Headers, watch: bool) -> None:
         name = type(self).__name__
-        if isinstance(rows, (str, bytes, bytearray, Mapping)) or not (
-            is_rows(rows) or callable(rows)
-        ):
+        if not _has_rows(rows) and not callable(rows):
             raise ConfigurationTypeError(
                 f"{name}()", rows, "what can be iterated over is needed, one row after the other."
             )
@@ -105,7 +103,7 @@ class _Streamed:
             await send(_body(b""))
             return
         rows = self._rows if is_rows(self._rows) else self._call(self._rows, scope)
-        if not is_rows(rows):
+        if not _has_rows(rows):
             raise ConfigurationTypeError(
                 f"{name}()", rows, "what can be iterated over is what the function has to return."
             )
@@ -136,7 +134,7 @@ class NDJSON(_Streamed):
     :param error_line: makes, of the error that has ended the rows in the middle, a last one.
     :param watch: whether to call `receive`, to stop when the client has left; False where the rows are made of the
         body of the request, which the producer receives itself.
-    :raises ConfigurationError: `rows`, `status` or `headers` cannot be sent.
+    :raises ConfigurationError: `rows`, `status` or `headers` cannot be sent, or `error_line` cannot be called.
     """
 
     __slots__ = ("_error_line",)
@@ -153,6 +151,10 @@ class NDJSON(_Streamed):
         watch: bool = True,
     ) -> None:
         super().__init__(rows, status, headers, watch)
+        if error_line is not None and not callable(error_line):
+            raise ConfigurationTypeError(
+                "NDJSON(error_line=...)", error_line, "a function of the error is needed."
+            )
         self._error_line = error_line
 
     def _stream(self, rows: Rows, reader: _Client) -> RowStream:
@@ -265,6 +267,11 @@ class _Client:
         # the response of a request whose body is not.
         while (await self._receive())["type"] != "http.disconnect":
             await checkpoint()  # a `receive` of a test may never wait
+
+
+def _has_rows(rows: object) -> bool:
+    """Whether one iterates over it and gets rows, and not letters or keys."""
+    return is_rows(rows) and not isinstance(rows, (str, bytes, bytearray, Mapping))
 
 
 def _start(status: int, headers: _RawHeaders, length: int | None = None) -> Message:

@@ -590,10 +590,16 @@ def test_what_is_no_series_of_rows_is_refused(make: Callable[..., Any], source: 
 
 
 @each_stream
-def test_a_function_has_to_return_rows(make: Callable[..., Any]) -> None:
-    app = make(lambda *arguments: 5)
+@pytest.mark.parametrize("source", [5, "text", {"a": 1}], ids=repr)
+def test_a_function_has_to_return_rows(make: Callable[..., Any], source: Any) -> None:
+    app = make(lambda *arguments: source)
     with pytest.raises(ConfigurationError, match="has to return"):
         asyncio.run(Client().ask(app))
+
+
+def test_an_error_line_that_is_no_function_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^NDJSON\(error_line=\.\.\.\)"):
+        NDJSON([], error_line={"error": "?"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seconds", ["15", True, 0, -1, float("inf"), float("nan")])

@@ -9,7 +9,11 @@ from typing import Any, ClassVar
 
 from asgi_perfkit.encoding.encoder import Encoder
 from asgi_perfkit.encoding.framing import Framing
-from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
+from asgi_perfkit.exceptions import (
+    ConfigurationTypeError,
+    ConfigurationValueError,
+    EncodeError,
+)
 
 __all__ = ["Event", "EventFraming"]
 
@@ -83,7 +87,14 @@ class EventFraming(Framing):
 
         def encode(row: Any) -> bytes:
             if isinstance(row, Event):
-                return _lines_of(row, dumps)
+                try:
+                    return _lines_of(row, dumps)
+                except UnicodeEncodeError as error:
+                    raise EncodeError(
+                        "$",
+                        "asgi_perfkit.Event",
+                        f"{error.object!r} has a lone surrogate, and events are UTF-8; replace it.",
+                    ) from None
             return b"data: " + _one_line(dumps(row))
 
         return encode

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from asgi_perfkit.caching.store import checked_ttl_ns
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
 
-__all__ = ["REQUIRED", "Depends", "Marker", "Parameter", "Unresolved"]
+__all__ = ["REQUIRED", "Dependency", "Depends", "Marker", "Parameter", "Unresolved"]
 
 REQUIRED: Final[Any] = object()
 """The default of a parameter that has none."""
@@ -55,32 +55,15 @@ class Marker(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def dependency(self, parameter: Parameter) -> Depends:
+    def dependency(self, parameter: Parameter) -> Dependency:
         """What the value of `parameter` depends on; asked once for each plan.
 
         :raises ConfigurationError: the marker is not for such a parameter.
         """
 
 
-class Depends(Marker):
-    """The value of a parameter is what `call` returns: as its default, or ``Annotated[T, Depends(call)]``.
-
-    `call` has dependencies of its own in the same way, and gets the values that are known, by name or by type. It is an
-    async function; a generator or async generator that yields the value once and then cleans up; any other function,
-    which is called in a worker thread; a class; or an object that can be called.
-
-    :param call: what makes the value.
-    :param use_cache: make it once in a request, for the same values of the parameters. False calls it anew for each
-        parameter that depends on it.
-    :param ttl: keep it for all requests for so many seconds (monotonic); not for generators.
-    :param concurrent: make it at the same time as others that it does not depend on, in a task of its own. Not for
-        generators, which are entered in order in the request's task.
-    :param thread: whether to call what is not asynchronous in a worker thread; None: not if it is a class.
-    :param lifetime: ``"app"``: make it once for the application, and clean it up at the shutdown.
-    :param measure: time the call, without its own dependencies; the time appears in the statistics as
-        `"depends <name>"`.
-    :raises ConfigurationError: an argument is of the wrong type, or goes against another.
-    """
+class Dependency(Marker):
+    """What :func:`Depends` makes; see there."""
 
     __slots__ = ("call", "concurrent", "lifetime", "measure", "thread", "ttl", "use_cache")
 
@@ -142,8 +125,48 @@ class Depends(Marker):
         self.lifetime = lifetime
         self.measure = measure
 
-    def dependency(self, parameter: Parameter) -> Depends:
+    def dependency(self, parameter: Parameter) -> Dependency:
         return self
 
     def __repr__(self) -> str:
         return f"Depends({getattr(self.call, '__qualname__', None) or repr(self.call)})"
+
+
+def Depends(  # noqa: N802  it is read as a name in annotations
+    call: Callable[..., Any],
+    *,
+    use_cache: bool = True,
+    ttl: float | None = None,
+    concurrent: bool = False,
+    thread: bool | None = None,
+    lifetime: Literal["request", "app"] = "request",
+    measure: bool = False,
+) -> Any:
+    """The value of a parameter is what `call` returns: as its default, or ``Annotated[T, Depends(call)]``.
+
+    `call` has dependencies of its own in the same way, and gets the values that are known, by name or by type. It is an
+    async function; a generator or async generator that yields the value once and then cleans up; any other function,
+    which is called in a worker thread; a class; or an object that can be called.
+
+    :param call: what makes the value.
+    :param use_cache: make it once in a request, for the same values of the parameters. False calls it anew for each
+        parameter that depends on it.
+    :param ttl: keep it for all requests for so many seconds (monotonic); not for generators.
+    :param concurrent: make it at the same time as others that it does not depend on, in a task of its own. Not for
+        generators, which are entered in order in the request's task.
+    :param thread: whether to call what is not asynchronous in a worker thread; None: not if it is a class.
+    :param lifetime: ``"app"``: make it once for the application, and clean it up at the shutdown.
+    :param measure: time the call, without its own dependencies; the time appears in the statistics as
+        `"depends <name>"`.
+    :raises ConfigurationError: an argument is of the wrong type, or goes against another.
+    """
+    # A function, and of any type, so that type checkers let it be the default of whatever the parameter is.
+    return Dependency(
+        call,
+        use_cache=use_cache,
+        ttl=ttl,
+        concurrent=concurrent,
+        thread=thread,
+        lifetime=lifetime,
+        measure=measure,
+    )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, Final, cast
 
 from asgi_perfkit.exceptions import ConfigurationError, DependencyCycleError, DependencyError
-from asgi_perfkit.resources.markers import REQUIRED, Depends, Parameter
+from asgi_perfkit.resources.markers import REQUIRED, Dependency, Parameter
 from asgi_perfkit.resources.signatures import (
     ASYNC,
     GENERATORS,
@@ -87,7 +87,7 @@ class Node:
         "use_cache",
     )
 
-    def __init__(self, call: Callable[..., Any], depends: Depends) -> None:
+    def __init__(self, call: Callable[..., Any], depends: Dependency) -> None:
         self.key = identity(call)
         self.call = undecorated(call)
         self.kind = kind_of(self.call, depends.thread)
@@ -165,7 +165,7 @@ def make_plan(
     :raises DependencyCycleError: a function depends on itself.
     """
     planner = _Planner(given or {}, known, overrides, mark)
-    root = Node(func, Depends(func))
+    root = Node(func, Dependency(func))
     root.call = func
     root.kind = kind_of(func, None)
     planner.visit(root)
@@ -255,7 +255,7 @@ class _Planner:
             return Known(KNOWN, name)
         return None
 
-    def _node(self, depends: Depends) -> Node:
+    def _node(self, depends: Dependency) -> Node:
         call = depends.call
         replacement = None
         if self._overrides and call not in self._replaced:

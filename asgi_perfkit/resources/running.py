@@ -39,11 +39,12 @@ class Attempt:
     Somebody else may if another resolution of the same request has been running meanwhile.
     """
 
-    __slots__ = ("_depth", "_manager", "_number", "_size", "opened")
+    __slots__ = ("_alone", "_depth", "_manager", "_number", "_size", "opened")
 
     def __init__(self, manager: ResourceManager) -> None:
         self._manager = manager
         self._number = manager.begun
+        self._alone = not manager.active
         manager.active += 1
         self._depth = len(manager.exits)
         self._size = len(manager.solved)
@@ -57,7 +58,7 @@ class Attempt:
         manager = self._manager
         exits = manager.exits
         if (
-            manager.active > 1
+            not self._alone
             or manager.begun != self._number
             or len(exits) != self._depth + self.opened
             or manager.closed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import RLock
@@ -32,12 +32,20 @@ def resolve(
 ) -> Coroutine[Any, Any, T]: ...
 @overload
 def resolve(
-    func: Callable[..., Any], /, *, concurrent: bool = False, **values: Any
-) -> Coroutine[Any, Any, Any]: ...
+    func: Callable[..., AsyncIterator[T] | Iterator[T]],
+    /,
+    *,
+    concurrent: bool = False,
+    **values: Any,
+) -> Coroutine[Any, Any, T]: ...
+@overload
+def resolve(
+    func: Callable[..., T], /, *, concurrent: bool = False, **values: Any
+) -> Coroutine[Any, Any, T]: ...
 def resolve(
     func: Callable[..., Any], /, *, concurrent: bool = False, **values: Any
 ) -> Coroutine[Any, Any, Any]:
-    """Call `func` with what its parameters depend on (:class:`Depends`); to be awaited.
+    """Call `func` with what its parameters depend on (:func:`Depends`); to be awaited.
 
     In a request, or within ``async with ResourceManager()``, the values of dependencies are made once for it, and those
     that clean up do so at its end. Elsewhere both is for this call alone.

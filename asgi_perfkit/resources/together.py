@@ -238,6 +238,7 @@ class _Run:
             raise
         finally:
             self._error = None  # its traceback may hold this frame
+            del self._jobs  # they hold this object: nothing is left for the garbage collection
 
     def _look(self) -> None:
         """Find out what is there, and what has to be made."""

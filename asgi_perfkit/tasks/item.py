@@ -22,7 +22,8 @@ __all__ = ["Item", "TaskList", "task_options"]
 class task_options:  # noqa: N801  # used like a function
     """A function as a task, with options of its own: ``add_task(task_options(send_mail, timeout=10), user)``.
 
-    :param func: the function, or any other callable; calling this calls it.
+    :param func: the function, or any other callable; calling this calls it. If it has options already, these hold as
+        well, as far as there are no others here.
     :param timeout: seconds after which the task is given up, counted from its start, not from when it was added. An
         async function is cancelled. A thread cannot be: its function is reported as timed out then, and waited for.
         It holds for a run here, and not for one elsewhere.
@@ -41,6 +42,10 @@ class task_options:  # noqa: N801  # used like a function
         timeout: float | None = None,
         handoff: Engine | Handoff | bool | None = None,
     ) -> None:
+        if isinstance(func, task_options):  # whose options hold where there are none here
+            timeout = func.timeout if timeout is None else timeout
+            handoff = func.handoff if handoff is None else handoff
+            func = func.func
         check_callable("task_options(func)", func)
         check_runs("task_options(func)", func)
         if timeout is not None:

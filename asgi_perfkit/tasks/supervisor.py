@@ -102,7 +102,8 @@ class Supervisor:
         self._runners: set[_Runner] = set()
         self._drained: Flag | None = None
         self._hurry: Flag | None = None  # set when the drain begins
-        _supervisors.add(self)
+        with _listing:
+            _supervisors.add(self)
         weakref.finalize(self, _add_to_past, self.counts).atexit = False
 
     # ---- for queues
@@ -539,6 +540,8 @@ async def run_alone(tasks: TaskList) -> None:
         supervisor.account_for(items_of([groups]), "cancelled")  # should it not have begun
 
 
+# Re-entrant: a garbage collection in the middle may end a supervisor.
+_listing = RLock()
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 _past = dict.fromkeys(
     _COUNTED, 0
@@ -546,14 +549,17 @@ _past = dict.fromkeys(
 
 
 def _add_to_past(counts: dict[str, int]) -> None:
-    for name, number in counts.items():
-        _past[name] += number
+    with _listing:
+        for name, number in counts.items():
+            _past[name] += number
 
 
 def background_stats() -> dict[str, int]:
     """The tasks of all supervisors of the process, by what became of them."""
-    stats = {"pending": 0, "running": 0, **_past}
-    for supervisor in list(_supervisors):
+    with _listing:
+        supervisors = list(_supervisors)
+        stats = {"pending": 0, "running": 0, **_past}
+    for supervisor in supervisors:
         for name, number in supervisor.statistics().items():
             stats[name] += number
     return stats

@@ -10,6 +10,7 @@ urlpatterns = [
     path("shop/<int:shop_id>/", include("shop.urls")),
     path("sales/", views.sales),
     path("sales/<int:item_id>", views.sales_of),
+    path("receipts/<int:sale_id>", views.receipt),
     path("orders/<int:item_id>", views.order),
     path("wait", views.wait),
     path("block", views.block),

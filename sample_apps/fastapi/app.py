@@ -14,21 +14,38 @@ import smtplib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from datetime import datetime, timezone
+from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import anyio
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi import (
+    APIRouter,
+    BackgroundTasks,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Request,
+    Response,
+    WebSocket,
+)
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_perfkit import (
+    NDJSON,
+    Event,
+    EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
     contextmanager_in_threadpool,
+    dumps,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
@@ -55,6 +72,14 @@ class Sold(BaseModel):
     item: int
     sold: int
     revenue: float
+
+
+class Receipt(BaseModel):
+    sale: int
+    number: UUID
+    item: str
+    price: Decimal
+    printed: datetime
 
 
 ITEMS = {
@@ -141,6 +166,35 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> Sold:
     return Sold(item=item_id, sold=sold, revenue=revenue)
 
 
+def print_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with open_book() as book:
+        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+    if sale is None:
+        return None
+    item_id, price = sale
+    return Receipt(
+        sale=sale_id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
+        item=ITEMS[item_id].name,
+        price=Decimal(f"{price:.2f}"),
+        printed=datetime.now(timezone.utc),
+    )
+
+
+def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the book out, a sale at a time, from behind one of them on."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales WHERE id > ? ORDER BY id", [after])
+        for number, item_id, price in sales:
+            yield {"id": number, "item": item_id, "price": price}
+
+
+def find_last_sale() -> int:
+    with open_book() as book:
+        return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
 def copy_book() -> Iterator[str]:
     """Read the book out, some hundred lines of CSV at a time."""
     with open_book() as book:
@@ -174,6 +228,55 @@ async def sales() -> StreamingResponse:
     """Send the whole book while it is being read."""
     lines = iterate_in_threadpool(copy_book(), same_thread=True)
     return StreamingResponse(lines, media_type="text/csv")
+
+
+@router.get("/receipts/{sale_id}")
+async def receipt(sale_id: int) -> Response:
+    """Show the receipt of a sale: a model that is not checked again, as a return value would be."""
+    found = await run_in_threadpool(print_receipt, sale_id)
+    if found is None:
+        raise HTTPException(404, "There is no such sale.")
+    return Response(dumps(found), media_type="application/json")
+
+
+class ASGIResponse(Response):
+    """A response that is made by an ASGI app: FastAPI wants one of its own kind."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__()
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+@router.get("/book")
+async def book() -> ASGIResponse:
+    """Send the whole book, a line of JSON for each sale."""
+    return ASGIResponse(NDJSON(iterate_in_threadpool(read_sales(), same_thread=True)))
+
+
+async def follow_sales(last_event_id: str | None) -> AsyncIterator[Event]:
+    """Tell of the last sale, and of each that comes; who was here before is told of what was missed.
+
+    Whoever writes a sale, this process or another: every 100 ms the book is looked into.
+    """
+    if last_event_id is None:
+        last = await run_in_threadpool(find_last_sale) - 1
+    else:
+        last = int(last_event_id)
+    while True:
+        async with aclosing(iterate_in_threadpool(read_sales(last), same_thread=True)) as sales:
+            async for sale in sales:
+                last = sale["id"]
+                yield Event(sale, event="sale", id=last)
+        await anyio.sleep(0.1)
+
+
+@router.get("/ticker")
+async def ticker() -> ASGIResponse:
+    """Send sales as they are made, as server-sent events."""
+    return ASGIResponse(EventStream(follow_sales))
 
 
 def mail_order(item: Item) -> None:
@@ -293,4 +396,4 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(title="Shop", lifespan=lifespan)
 app.include_router(router)
 app.include_router(shop)
-app = PerfKit(app)
+app = PerfKit(app, encoder={"compression": True})

@@ -14,11 +14,14 @@ import smtplib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import anyio
 from litestar import Litestar, Request, Response, Router, WebSocket, delete, get, post, websocket
@@ -27,6 +30,10 @@ from litestar.exceptions import NotFoundException, WebSocketDisconnect
 from litestar.response import Stream
 
 from asgi_perfkit import (
+    JSON,
+    NDJSON,
+    Event,
+    EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
@@ -60,6 +67,15 @@ class Sold:
     item: int
     sold: int
     revenue: float
+
+
+@dataclass
+class Receipt:
+    sale: int
+    number: UUID
+    item: str
+    price: Decimal
+    printed: datetime
 
 
 ITEMS = {1: Item(1, "kettle", 24.5), 2: Item(2, "teapot", 31.0), 3: Item(3, "cup", 7.25)}
@@ -139,6 +155,35 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> Sold:
     return Sold(item_id, sold, revenue)
 
 
+def print_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with open_book() as book:
+        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+    if sale is None:
+        return None
+    item_id, price = sale
+    return Receipt(
+        sale=sale_id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
+        item=ITEMS[item_id].name,
+        price=Decimal(f"{price:.2f}"),
+        printed=datetime.now(timezone.utc),
+    )
+
+
+def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the book out, a sale at a time, from behind one of them on."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales WHERE id > ? ORDER BY id", [after])
+        for number, item_id, price in sales:
+            yield {"id": number, "item": item_id, "price": price}
+
+
+def find_last_sale() -> int:
+    with open_book() as book:
+        return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
 def copy_book() -> Iterator[str]:
     """Read the book out, some hundred lines of CSV at a time."""
     with open_book() as book:
@@ -166,6 +211,44 @@ async def sold(item_id: int) -> Sold:
 async def sales() -> Stream:
     """Send the whole book while it is being read."""
     return Stream(iterate_in_threadpool(copy_book(), same_thread=True), media_type="text/csv")
+
+
+@get("/receipts/{sale_id:int}")
+async def receipt(sale_id: int) -> JSON:
+    """Show the receipt of a sale, made by the kit's encoder."""
+    found = await run_in_threadpool(print_receipt, sale_id)
+    if found is None:
+        raise NotFoundException("There is no such sale.")
+    return JSON(found)
+
+
+@get("/book")
+async def book() -> NDJSON:
+    """Send the whole book, a line of JSON for each sale."""
+    return NDJSON(iterate_in_threadpool(read_sales(), same_thread=True))
+
+
+async def follow_sales(last_event_id: str | None) -> AsyncIterator[Event]:
+    """Tell of the last sale, and of each that comes; who was here before is told of what was missed.
+
+    Whoever writes a sale, this process or another: every 100 ms the book is looked into.
+    """
+    if last_event_id is None:
+        last = await run_in_threadpool(find_last_sale) - 1
+    else:
+        last = int(last_event_id)
+    while True:
+        async with aclosing(iterate_in_threadpool(read_sales(last), same_thread=True)) as sales:
+            async for sale in sales:
+                last = sale["id"]
+                yield Event(sale, event="sale", id=last)
+        await anyio.sleep(0.1)
+
+
+@get("/ticker")
+async def ticker() -> EventStream:
+    """Send sales as they are made, as server-sent events."""
+    return EventStream(follow_sales)
 
 
 def mail_order(item: Item) -> None:
@@ -284,9 +367,9 @@ async def prepare() -> None:
 
 shop = Router("/shop/{shop_id:int}", route_handlers=[stock])
 route_handlers = [
-    items, item, shop, sales, sold, sell, order, wait, block, sync, stream, upload, error, after, echo, stats,
-    reset
+    items, item, shop, sales, sold, sell, receipt, book, ticker, order, wait, block, sync, stream, upload, error, after,
+    echo, stats, reset
 ]  # fmt: skip
 
 app = Litestar(route_handlers, on_startup=[prepare])
-app = PerfKit(app)
+app = PerfKit(app, encoder={"compression": True})

@@ -14,19 +14,27 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import aiosmtplib
-from quart import Blueprint, Quart, abort, request, websocket
+from quart import Blueprint, Quart, Response, abort, request, websocket
 
 from asgi_perfkit import (
+    NDJSON,
+    Event,
+    EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
     contextmanager_in_threadpool,
+    dumps,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
@@ -52,6 +60,15 @@ writers = ThreadLimiter(1)
 
 app = Quart(__name__)
 shop = Blueprint("shop", __name__, url_prefix="/shop/<int:shop_id>")
+
+
+@dataclass
+class Receipt:
+    sale: int
+    number: UUID
+    item: str
+    price: Decimal
+    printed: datetime
 
 
 @app.get("/items/")
@@ -121,6 +138,35 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
     return {"item": item_id, "sold": sold, "revenue": revenue}
 
 
+def print_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with open_book() as book:
+        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+    if sale is None:
+        return None
+    item_id, price = sale
+    return Receipt(
+        sale=sale_id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
+        item=ITEMS[item_id]["name"],
+        price=Decimal(f"{price:.2f}"),
+        printed=datetime.now(timezone.utc),
+    )
+
+
+def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the book out, a sale at a time, from behind one of them on."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales WHERE id > ? ORDER BY id", [after])
+        for number, item_id, price in sales:
+            yield {"id": number, "item": item_id, "price": price}
+
+
+def find_last_sale() -> int:
+    with open_book() as book:
+        return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
 def copy_book() -> Iterator[str]:
     """Read the book out, some hundred lines of CSV at a time."""
     with open_book() as book:
@@ -154,6 +200,47 @@ async def sales() -> tuple[AsyncIterator[str], dict[str, str]]:
     """Send the whole book while it is being read."""
     lines = iterate_in_threadpool(copy_book(), same_thread=True)
     return lines, {"content-type": "text/csv"}
+
+
+@app.get("/receipts/<int:sale_id>")
+async def receipt(sale_id: int) -> Response:
+    """Show the receipt of a sale: a dataclass, with each date as RFC 3339 has it."""
+    found = await run_in_threadpool(print_receipt, sale_id)
+    if found is None:
+        abort(404, "There is no such sale.")
+    return Response(dumps(found), content_type="application/json")
+
+
+def read_book() -> AsyncIterator[dict[str, Any]]:
+    return iterate_in_threadpool(read_sales(), same_thread=True)
+
+
+async def follow_sales(last_event_id: str | None) -> AsyncIterator[Event]:
+    """Tell of the last sale, and of each that comes; who was here before is told of what was missed.
+
+    Whoever writes a sale, this process or another: every 100 ms the book is looked into.
+    """
+    if last_event_id is None:
+        last = await run_in_threadpool(find_last_sale) - 1
+    else:
+        last = int(last_event_id)
+    while True:
+        async with aclosing(iterate_in_threadpool(read_sales(last), same_thread=True)) as sales:
+            async for sale in sales:
+                last = sale["id"]
+                yield Event(sale, event="sale", id=last)
+        await asyncio.sleep(0.1)
+
+
+# The whole book, a line of JSON for each sale; and sales as they are made, as server-sent events. These are ASGI apps:
+# a view cannot return them, so they have paths beside those of Quart.
+STREAMS = {"/book": NDJSON(read_book), "/ticker": EventStream(follow_sales)}
+quart_app = app.asgi_app
+
+
+async def with_streams(scope: Any, receive: Any, send: Any) -> None:
+    stream = STREAMS.get(scope["path"]) if scope["type"] == "http" else None
+    await (stream or quart_app)(scope, receive, send)
 
 
 async def mail_order(item: dict[str, Any]) -> None:
@@ -266,4 +353,4 @@ async def reset() -> tuple[str, int]:
 
 app.register_blueprint(shop)
 quart_endpoint(app)
-app.asgi_app = PerfKit(app.asgi_app)
+app.asgi_app = PerfKit(with_streams, encoder={"compression": True})

@@ -8,7 +8,6 @@ Run it from this folder, on any of hypercorn's workers, then read http://127.0.0
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -17,14 +16,21 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 # The standard library sleeps on asyncio only; anyio does it on trio as well.
 import anyio
 
 from asgi_perfkit import (
+    NDJSON,
+    Event,
+    EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
@@ -34,6 +40,7 @@ from asgi_perfkit import (
     iterate_in_threadpool,
     reset_performance_stats,
     run_in_threadpool,
+    send_json,
 )
 
 Scope = dict[str, Any]
@@ -56,47 +63,42 @@ MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mail
 writers = ThreadLimiter(1)
 
 
-async def respond(
-    send: Send, content: Any, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> None:
-    """Send a whole JSON response."""
-    body = json.dumps(content).encode()
-    head = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        *headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+@dataclass
+class Receipt:
+    sale: int
+    number: UUID
+    item: str
+    price: Decimal
+    printed: datetime
 
 
-async def items(receive: Receive, send: Send) -> None:
+async def items(scope: Scope, receive: Receive, send: Send) -> None:
     """List what the shop sells."""
-    await respond(send, list(ITEMS.values()))
+    await send_json(send, list(ITEMS.values()))
 
 
-async def item(receive: Receive, send: Send, item_id: int) -> None:
+async def item(scope: Scope, receive: Receive, send: Send, item_id: int) -> None:
     """Show one item."""
     if item_id in ITEMS:
-        await respond(send, ITEMS[item_id])
+        await send_json(send, ITEMS[item_id])
     else:
-        await respond(send, {"detail": "There is no such item."}, 404)
+        await send_json(send, {"detail": "There is no such item."}, 404)
 
 
-async def stock(receive: Receive, send: Send, shop_id: int, item_id: int) -> None:
+async def stock(scope: Scope, receive: Receive, send: Send, shop_id: int, item_id: int) -> None:
     """Show how many of an item one shop has."""
     if (shop_id, item_id) in STOCK:
         quantity = STOCK[shop_id, item_id]
-        await respond(send, {"shop": shop_id, "item": item_id, "quantity": quantity})
+        await send_json(send, {"shop": shop_id, "item": item_id, "quantity": quantity})
     else:
-        await respond(send, {"detail": "There is no such item in this shop."}, 404)
+        await send_json(send, {"detail": "There is no such item in this shop."}, 404)
 
 
-async def wait(receive: Receive, send: Send) -> None:
+async def wait(scope: Scope, receive: Receive, send: Send) -> None:
     """Ask a supplier who takes 100 ms to answer; the loop is free meanwhile."""
     began = time.perf_counter()
     await anyio.sleep(0.1)
-    await respond(send, {"seconds": time.perf_counter() - began})
+    await send_json(send, {"seconds": time.perf_counter() - began})
 
 
 @contextmanager
@@ -136,6 +138,35 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
     return {"item": item_id, "sold": sold, "revenue": revenue}
 
 
+def print_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with open_book() as book:
+        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+    if sale is None:
+        return None
+    item_id, price = sale
+    return Receipt(
+        sale=sale_id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
+        item=ITEMS[item_id]["name"],
+        price=Decimal(f"{price:.2f}"),
+        printed=datetime.now(timezone.utc),
+    )
+
+
+def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the book out, a sale at a time, from behind one of them on."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales WHERE id > ? ORDER BY id", [after])
+        for number, item_id, price in sales:
+            yield {"id": number, "item": item_id, "price": price}
+
+
+def find_last_sale() -> int:
+    with open_book() as book:
+        return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
 def copy_book() -> Iterator[bytes]:
     """Read the book out, some hundred lines of CSV at a time."""
     with open_book() as book:
@@ -146,25 +177,63 @@ def copy_book() -> Iterator[bytes]:
             ).encode()
 
 
-async def sell(receive: Receive, send: Send, item_id: int) -> None:
+async def sell(scope: Scope, receive: Receive, send: Send, item_id: int) -> None:
     """Sell one of an item."""
     if item_id in ITEMS:
-        await respond(send, {"sale": await run_in_threadpool(write_sale, item_id, limiter=writers)})
+        sale = await run_in_threadpool(write_sale, item_id, limiter=writers)
+        await send_json(send, {"sale": sale})
     else:
-        await respond(send, {"detail": "There is no such item."}, 404)
+        await send_json(send, {"detail": "There is no such item."}, 404)
 
 
-async def sold(receive: Receive, send: Send, item_id: int) -> None:
+async def sold(scope: Scope, receive: Receive, send: Send, item_id: int) -> None:
     """Show how many of an item were sold."""
     async with contextmanager_in_threadpool(open_book(), same_thread=True) as book:
         found = await run_in_threadpool(sum_up, book, item_id, same_thread=True)
-    await respond(send, found)
+    await send_json(send, found)
 
 
-async def sales(receive: Receive, send: Send) -> None:
+async def sales(scope: Scope, receive: Receive, send: Send) -> None:
     """Send the whole book while it is being read."""
     async with aclosing(iterate_in_threadpool(copy_book(), same_thread=True)) as lines:
         await send_csv(receive, send, lines)
+
+
+async def receipt(scope: Scope, receive: Receive, send: Send, sale_id: int) -> None:
+    """Show the receipt of a sale: a dataclass, with types that the standard library's json does not know."""
+    found = await run_in_threadpool(print_receipt, sale_id)
+    if found is not None:
+        await send_json(send, found)
+    else:
+        await send_json(send, {"detail": "There is no such sale."}, 404)
+
+
+async def book(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the whole book, a line of JSON for each sale."""
+    rows = iterate_in_threadpool(read_sales(), same_thread=True)
+    await NDJSON(rows)(scope, receive, send)
+
+
+async def follow_sales(last_event_id: str | None) -> AsyncIterator[Event]:
+    """Tell of the last sale, and of each that comes; who was here before is told of what was missed.
+
+    Whoever writes a sale, this process or another: every 100 ms the book is looked into.
+    """
+    if last_event_id is None:
+        last = await run_in_threadpool(find_last_sale) - 1
+    else:
+        last = int(last_event_id)
+    while True:
+        async with aclosing(iterate_in_threadpool(read_sales(last), same_thread=True)) as sales:
+            async for sale in sales:
+                last = sale["id"]
+                yield Event(sale, event="sale", id=last)
+        await anyio.sleep(0.1)
+
+
+async def ticker(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send sales as they are made, as server-sent events."""
+    await EventStream(follow_sales)(scope, receive, send)
 
 
 def mail_order(item: dict[str, Any]) -> None:
@@ -180,14 +249,14 @@ def mail_order(item: dict[str, Any]) -> None:
         print(mail)
 
 
-async def order(receive: Receive, send: Send, item_id: int) -> None:
+async def order(scope: Scope, receive: Receive, send: Send, item_id: int) -> None:
     """Take an order; the sale is written and mailed when the client has its answer."""
     if item_id in ITEMS:
         add_task(run_in_threadpool, write_sale, item_id, limiter=writers)
         add_task(mail_order, ITEMS[item_id])
-        await respond(send, {"accepted": True}, 202)
+        await send_json(send, {"accepted": True}, 202)
     else:
-        await respond(send, {"detail": "There is no such item."}, 404)
+        await send_json(send, {"detail": "There is no such item."}, 404)
 
 
 def spin(seconds: float) -> float:
@@ -198,9 +267,9 @@ def spin(seconds: float) -> float:
     return spent
 
 
-async def block(receive: Receive, send: Send) -> None:
+async def block(scope: Scope, receive: Receive, send: Send) -> None:
     """Compute for 30 ms on the event loop: the mistake that the statistics uncover."""
-    await respond(send, {"seconds": spin(0.03)})
+    await send_json(send, {"seconds": spin(0.03)})
 
 
 def hash_password() -> dict[str, Any]:
@@ -209,9 +278,9 @@ def hash_password() -> dict[str, Any]:
     return {"digest": digest.hex(), "seconds": time.perf_counter() - began}
 
 
-async def sync(receive: Receive, send: Send) -> None:
+async def sync(scope: Scope, receive: Receive, send: Send) -> None:
     """Hash a password in a thread."""
-    await respond(send, await anyio.to_thread.run_sync(hash_password))
+    await send_json(send, await anyio.to_thread.run_sync(hash_password))
 
 
 async def export() -> AsyncIterator[bytes]:
@@ -240,12 +309,12 @@ async def send_csv(receive: Receive, send: Send, parts: AsyncIterator[bytes]) ->
         group.cancel_scope.cancel()
 
 
-async def stream(receive: Receive, send: Send) -> None:
+async def stream(scope: Scope, receive: Receive, send: Send) -> None:
     """Send a list that takes its time."""
     await send_csv(receive, send, export())
 
 
-async def upload(receive: Receive, send: Send) -> None:
+async def upload(scope: Scope, receive: Receive, send: Send) -> None:
     """Digest a body of any size without holding it."""
     size, digest, more_body = 0, hashlib.sha256(), True
     while more_body:
@@ -256,28 +325,28 @@ async def upload(receive: Receive, send: Send) -> None:
         size += len(chunk)
         digest.update(chunk)
         more_body = message.get("more_body", False)
-    await respond(send, {"size": size, "sha256": digest.hexdigest()})
+    await send_json(send, {"size": size, "sha256": digest.hexdigest()})
 
 
-async def error(receive: Receive, send: Send) -> None:
+async def error(scope: Scope, receive: Receive, send: Send) -> None:
     """Fail."""
     raise RuntimeError("The warehouse does not answer.")
 
 
-async def after(receive: Receive, send: Send) -> None:
+async def after(scope: Scope, receive: Receive, send: Send) -> None:
     """Take a wish; the supplier hears of it when the client has its answer, while the application still runs."""
-    await respond(send, {"accepted": True})
+    await send_json(send, {"accepted": True})
     await anyio.sleep(0.05)
     logger.info("asked for more")
 
 
-async def stats(receive: Receive, send: Send) -> None:
+async def stats(scope: Scope, receive: Receive, send: Send) -> None:
     """Show what PerfKit has measured in this process."""
     runtime, endpoints = get_runtime_stats(), get_performance_stats(by="endpoint")
-    await respond(send, {"runtime": runtime, "endpoints": endpoints})
+    await send_json(send, {"runtime": runtime, "endpoints": endpoints})
 
 
-async def reset(receive: Receive, send: Send) -> None:
+async def reset(scope: Scope, receive: Receive, send: Send) -> None:
     """Begin anew."""
     reset_performance_stats()
     await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -300,6 +369,9 @@ ROUTES = [
         r"/shop/(?P<shop_id>\d+)/items/(?P<item_id>\d+)": {"GET": stock},
         r"/sales/": {"GET": sales},
         r"/sales/(?P<item_id>\d+)": {"GET": sold, "POST": sell},
+        r"/receipts/(?P<sale_id>\d+)": {"GET": receipt},
+        r"/book": {"GET": book},
+        r"/ticker": {"GET": ticker},
         r"/orders/(?P<item_id>\d+)": {"POST": order},
         r"/wait": {"GET": wait},
         r"/block": {"GET": block},
@@ -319,12 +391,12 @@ async def http(scope: Scope, receive: Receive, send: Send) -> None:
         if match := pattern.fullmatch(scope["path"]):
             if method in methods:
                 parameters = {name: int(value) for name, value in match.groupdict().items()}
-                await methods[method](receive, send, **parameters)
+                await methods[method](scope, receive, send, **parameters)
             else:
                 allow = (b"allow", ", ".join(methods).encode())
-                await respond(send, {"detail": "Method not allowed."}, 405, (allow,))
+                await send_json(send, {"detail": "Method not allowed."}, 405, (allow,))
             return
-    await respond(send, {"detail": "Not found."}, 404)
+    await send_json(send, {"detail": "Not found."}, 404)
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
@@ -352,4 +424,4 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await lifespan(receive, send)
 
 
-app = PerfKit(app)
+app = PerfKit(app, encoder={"compression": True})

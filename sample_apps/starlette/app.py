@@ -14,10 +14,14 @@ import smtplib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import anyio
 from starlette.applications import Starlette
@@ -29,6 +33,10 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from asgi_perfkit import (
+    JSON,
+    NDJSON,
+    Event,
+    EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
@@ -54,6 +62,15 @@ MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mail
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
+
+
+@dataclass
+class Receipt:
+    sale: int
+    number: UUID
+    item: str
+    price: Decimal
+    printed: datetime
 
 
 async def items(request: Request) -> JSONResponse:
@@ -121,6 +138,35 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
     return {"item": item_id, "sold": sold, "revenue": revenue}
 
 
+def print_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with open_book() as book:
+        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+    if sale is None:
+        return None
+    item_id, price = sale
+    return Receipt(
+        sale=sale_id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
+        item=ITEMS[item_id]["name"],
+        price=Decimal(f"{price:.2f}"),
+        printed=datetime.now(timezone.utc),
+    )
+
+
+def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
+    """Read the book out, a sale at a time, from behind one of them on."""
+    with open_book() as book:
+        sales = book.execute("SELECT id, item, price FROM sales WHERE id > ? ORDER BY id", [after])
+        for number, item_id, price in sales:
+            yield {"id": number, "item": item_id, "price": price}
+
+
+def find_last_sale() -> int:
+    with open_book() as book:
+        return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
 def copy_book() -> Iterator[str]:
     """Read the book out, some hundred lines of CSV at a time."""
     with open_book() as book:
@@ -148,6 +194,41 @@ async def sales(request: Request) -> StreamingResponse:
     """Send the whole book while it is being read."""
     lines = iterate_in_threadpool(copy_book(), same_thread=True)
     return StreamingResponse(lines, media_type="text/csv")
+
+
+async def receipt(request: Request) -> JSON:
+    """Show the receipt of a sale: a dataclass, with types that the standard library's json does not know."""
+    found = await run_in_threadpool(print_receipt, request.path_params["sale_id"])
+    if found is None:
+        raise HTTPException(404, "There is no such sale.")
+    return JSON(found)
+
+
+async def book(request: Request) -> NDJSON:
+    """Send the whole book, a line of JSON for each sale."""
+    return NDJSON(iterate_in_threadpool(read_sales(), same_thread=True))
+
+
+async def follow_sales(last_event_id: str | None) -> AsyncIterator[Event]:
+    """Tell of the last sale, and of each that comes; who was here before is told of what was missed.
+
+    Whoever writes a sale, this process or another: every 100 ms the book is looked into.
+    """
+    if last_event_id is None:
+        last = await run_in_threadpool(find_last_sale) - 1
+    else:
+        last = int(last_event_id)
+    while True:
+        async with aclosing(iterate_in_threadpool(read_sales(last), same_thread=True)) as sales:
+            async for sale in sales:
+                last = sale["id"]
+                yield Event(sale, event="sale", id=last)
+        await anyio.sleep(0.1)
+
+
+async def ticker(request: Request) -> EventStream:
+    """Send sales as they are made, as server-sent events."""
+    return EventStream(follow_sales)
 
 
 def mail_order(item: dict[str, Any]) -> None:
@@ -261,6 +342,9 @@ routes = [
     Route("/sales/", sales),
     Route("/sales/{item_id:int}", sold),
     Route("/sales/{item_id:int}", sell, methods=["POST"]),
+    Route("/receipts/{sale_id:int}", receipt),
+    Route("/book", book),
+    Route("/ticker", ticker),
     Route("/orders/{item_id:int}", order, methods=["POST"]),
     Route("/wait", wait),
     Route("/block", block),
@@ -274,4 +358,4 @@ routes = [
 ]
 
 app = Starlette(routes=routes, lifespan=lifespan)
-app = PerfKit(app)
+app = PerfKit(app, encoder={"compression": True})

@@ -1264,6 +1264,15 @@ def test_data_that_was_laid_out_is_put_on_one_line() -> None:
         assert sent([event], [], EventFraming()).body == b'data: { "a": 1}\n\n'
 
 
+@pytest.mark.parametrize("field", ["data", "event", "id", "comment"])
+def test_an_event_that_is_no_utf_8_breaks_the_stream_off(field: str) -> None:
+    """JSON has an escape for it; the lines of an event have none."""
+    event = Event(**{"data": "", field: "a\ud800"})
+    with pytest.raises(EncodeError, match="lone surrogate"):
+        sent([event], [], EventFraming())
+    assert sent(["\ud800"], [], EventFraming()).body == b'data: "\\ud800"\n\n'
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "told"),
     [

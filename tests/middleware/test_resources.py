@@ -538,3 +538,22 @@ def test_an_app_that_raises_before_it_returns_its_coroutine(run: Any) -> None:
 def test_what_is_no_app_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"ResourceMiddleware\(app\) got 5"):
         ResourceMiddleware(5)
+
+
+def test_the_stack_can_do_without(run: Any) -> None:
+    """Switched off, there are none; there are no options."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(NoRequestError):
+            current_resources()
+        scope["seen"] = True
+
+    async def main() -> None:
+        scope = http_scope()
+        server = Server()
+        await PerfKit(app, resources=False)(scope, server.receive, server.send)
+        assert scope["seen"]
+
+    run(main)
+    with pytest.raises(ConfigurationError, match=r"PerfKit\(resources=...\) option"):
+        PerfKit(app, resources={"max_size": 5})

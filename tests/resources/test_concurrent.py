@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -19,7 +23,16 @@ from asgi_perfkit import (
     resolve,
 )
 from tests.resources.driver import Log
-from tests.support import BODY, START, Server, Trouble, checkpoint, forever, http_scope
+from tests.support import (
+    BODY,
+    START,
+    Server,
+    Trouble,
+    checkpoint,
+    forever,
+    http_scope,
+    no_collector,
+)
 
 
 class Gate:
@@ -113,6 +126,39 @@ def test_it_is_by_data_flow_and_not_by_levels(run: Any) -> None:
         return a.a + c
 
     assert run(functools.partial(resolve, handler, concurrent=True)) == "abc"
+
+
+def test_context_variables_of_all_that_it_depends_on(run: Any) -> None:
+    """Of what was made last, and of what that does not depend on; of a generator in another task, too."""
+    var: ContextVar[str] = ContextVar("var", default="not set")
+    entered: ContextVar[str] = ContextVar("entered", default="not set")
+    through_is_there = Gate()
+
+    async def sets() -> None:
+        await checkpoint()
+        var.set("set")
+
+    async def through(_: None = Depends(sets)) -> None:
+        through_is_there.open()
+
+    async def opened() -> AsyncIterator[None]:
+        entered.set("entered")
+        yield
+
+    async def late() -> None:
+        await through_is_there.wait()
+        await checkpoint()
+        assert var.get() == "not set"
+
+    async def sees(
+        a: None = Depends(through), b: None = Depends(late), c: None = Depends(opened)
+    ) -> tuple[str, str]:
+        return var.get(), entered.get()
+
+    async def handler(it: tuple[str, str] = Depends(sees)) -> tuple[str, str]:
+        return it
+
+    assert run(functools.partial(resolve, handler, concurrent=True)) == ("set", "entered")
 
 
 def test_generators_are_entered_in_order_in_the_task_that_asked(run: Any) -> None:
@@ -307,6 +353,41 @@ def test_a_coroutine_that_is_closed_leaves_its_tasks_cancelled(run_asyncio: Any)
 
     run_asyncio(main)
     assert cancelled == [1]
+
+
+def test_nothing_is_left_for_the_garbage_collection(run_asyncio: Any) -> None:
+    """Of what was resolved, by reference counts alone; where it fails, too."""
+
+    class Made:
+        pass
+
+    async def make() -> Made:
+        return Made()
+
+    async def make_of(source: Made = Depends(make)) -> Made:
+        return Made()
+
+    async def fails(source: Made = Depends(make_of)) -> None:
+        raise Trouble
+
+    async def handler(a: Made = Depends(make), b: Made = Depends(make_of)) -> Any:
+        return weakref.ref(a), weakref.ref(b)
+
+    async def failing(b: None = Depends(fails), c: Made = Depends(make_of)) -> None: ...
+
+    async def main() -> None:
+        for concurrent in (False, True):
+            await resolve(handler, concurrent=concurrent)
+            with no_collector():
+                references = await resolve(handler, concurrent=concurrent)
+                await asyncio.sleep(0)
+                assert [reference() for reference in references] == [None, None]
+                with contextlib.suppress(Trouble):
+                    await resolve(failing, concurrent=concurrent)
+                await asyncio.sleep(0)
+                assert not any(type(each) is Made for each in gc.get_objects())
+
+    run_asyncio(main)
 
 
 def test_figures(run: Any) -> None:

@@ -120,7 +120,7 @@ class World:
         made.kind = node.kind  # type: ignore[attr-defined]
         return made
 
-    def depends(self, source: int, cached: bool, concurrent: bool) -> Depends:
+    def depends(self, source: int, cached: bool, concurrent: bool) -> Any:
         function: Any = self.functions[source]
         return Depends(
             function,

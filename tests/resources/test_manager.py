@@ -107,6 +107,25 @@ def test_a_manager_may_suppress_the_exception(run: Any, blocking: bool) -> None:
     assert log[2:] == ["b sees Trouble", "b closed", "a closed"]
 
 
+def test_a_manager_may_suppress_what_a_closing_raises(run: Any) -> None:
+    """And with it what that came of, as nested `with` statements have it; what fails behind it is raised."""
+    log = Log()
+    last = ValueError("last")
+
+    async def main() -> None:
+        resources = ResourceManager()
+        await resources.enter(log.thing("a", fails=last))
+        await resources.enter(contextlib.suppress(Trouble))
+        await resources.enter(log.thing("b", fails=Trouble()))
+        await resources.enter(log.thing("c", fails=KeyError()))
+        with pytest.raises(ExceptionGroup) as caught:
+            await resources.aclose()
+        assert caught.value.exceptions == (last,)
+
+    run(main)
+    assert log[3:] == ["c closed", "b sees KeyError", "b closed", "a closed"]
+
+
 def test_all_are_closed_even_if_some_fail(run: Any) -> None:
     """One group comes out of it, with each failure; those further out see the one before them."""
     log = Log()

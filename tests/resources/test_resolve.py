@@ -475,6 +475,45 @@ def test_what_others_may_use_stays_open(run_asyncio: Any) -> None:
     assert log == ["opened opened", "end", "opened closed"]
 
 
+def test_what_an_earlier_one_may_use_stays_open(run_asyncio: Any) -> None:
+    """The same for one that began before, and uses it when the resolution that has opened it fails."""
+    log = Log()
+
+    async def opened() -> AsyncIterator[str]:
+        async with log.thing("opened"):
+            yield "o"
+
+    async def main() -> None:
+        begun, may_go_on, using, may_end = (asyncio.Event() for _ in range(4))
+
+        async def slow() -> None:
+            begun.set()
+            await may_go_on.wait()
+
+        async def uses(slow: None = Depends(slow), opened: str = Depends(opened)) -> None:
+            using.set()
+            await may_end.wait()
+            log.append("used")
+
+        async def fails(opened: str = Depends(opened)) -> None:
+            may_go_on.set()
+            await using.wait()
+            raise Trouble
+
+        async def handler(a: None = Depends(fails)) -> None: ...
+
+        async with ResourceManager():
+            task = asyncio.ensure_future(resolve(uses))
+            await begun.wait()
+            with pytest.raises(Trouble):
+                await resolve(handler)
+            may_end.set()
+            await task
+
+    run_asyncio(main)
+    assert log == ["opened opened", "used", "opened closed"]
+
+
 def test_errors_of_that_closing_are_logged(run: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The first error is what counts."""
     log = Log()
@@ -572,8 +611,18 @@ def test_overrides(run: Any) -> None:
     def fake() -> str:
         return "fake"
 
+    async def kept(a: str = Depends(a)) -> str:
+        return a
+
+    async def keeping(kept: str = Depends(kept)) -> str:
+        return kept
+
     async def main() -> None:
         async with ResourceManager():
+            assert await resolve(keeping) == "a"
+            with dependency_overrides({a: fake}):
+                assert await resolve(keeping) == "fake"
+            assert await resolve(keeping) == "a"
             assert await resolve(handler) == "baa"
             with dependency_overrides({a: around}):
                 assert await resolve(handler) == "b<a><a>"

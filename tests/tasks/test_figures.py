@@ -6,7 +6,9 @@ import gc
 import logging
 import tracemalloc
 import weakref
+from collections.abc import Iterator
 from contextvars import ContextVar
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ from tests.support import LOGGER, Trouble, checkpoint, no_collector
 from tests.tasks.conftest import Supervise
 from tests.tasks.requests import Door, Request
 from tests.threads.gates import PATIENCE_SECONDS
+
+SOON = 0.05  # a time in which a thread has made a supervisor, if nobody stops it
 
 variable: ContextVar[int] = ContextVar("variable")
 
@@ -211,3 +215,25 @@ def test_statistics_tell_what_waits_and_what_runs(run: Run, supervise: Supervise
 
     run(main)
     assert supervisor.figures() == {"done": 3}
+
+
+def test_they_can_be_asked_for_while_supervisors_are_made(
+    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another thread, as each list makes one that runs alone there."""
+    maker = Thread(target=supervise)
+
+    class Interrupted(weakref.WeakSet[Supervisor]):
+        """Has one more made in the middle, or at least has it tried."""
+
+        def __iter__(self) -> Iterator[Supervisor]:
+            for supervisor in super().__iter__():
+                if maker.ident is None:
+                    maker.start()
+                    maker.join(SOON)
+                yield supervisor
+
+    supervisors = [supervise() for _ in range(3)]
+    monkeypatch.setattr("asgi_perfkit.tasks.supervisor._supervisors", Interrupted(supervisors))
+    assert background_stats()["pending"] == 0
+    maker.join()

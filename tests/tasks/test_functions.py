@@ -193,6 +193,18 @@ def test_options_are_called_and_named_like_their_function() -> None:
     assert repr(options) == f"task_options({note!r}, timeout=2.5, handoff=None)"
 
 
+def test_options_upon_options_are_those_of_both() -> None:
+    """The outer ones have the last word."""
+    inner = task_options(note, timeout=2.5, handoff=False)
+    for options, timeout in (
+        (task_options(inner), 2.5),
+        (task_options(inner, timeout=1), 1),
+        (task_options(task_options(note, handoff=False), timeout=2.5), 2.5),
+    ):
+        assert (options.func, options.timeout, options.handoff) == (note, timeout, False)
+    assert task_options(inner, handoff=True).handoff is True
+
+
 @pytest.mark.parametrize("number", [1, 0, None, "send", [note]])
 def test_what_cannot_be_called_is_no_task(supervise: Supervise, number: Any) -> None:
     """It is refused where it is added, and nothing is accepted."""

@@ -5,7 +5,9 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timezone
 from itertools import islice
+from uuid import NAMESPACE_URL, uuid5
 
 from django.core.mail import send_mail
 from django.db import IntegrityError, transaction
@@ -16,6 +18,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from asgi_perfkit import (
     add_task,
     contextmanager_in_threadpool,
+    dumps,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
@@ -122,6 +125,23 @@ async def sales(request: HttpRequest) -> StreamingHttpResponse:
     """
     lines = iterate_in_threadpool(copy_book(), same_thread=True)
     return StreamingHttpResponse(lines, content_type="text/csv")
+
+
+@require_safe
+async def receipt(request: HttpRequest, sale_id: int) -> HttpResponse:
+    """Show the receipt of a sale; prices keep their digits, and times their microseconds."""
+    try:
+        sale = await Sale.objects.select_related("item").aget(pk=sale_id)
+    except Sale.DoesNotExist:
+        raise Http404("There is no such sale.") from None
+    found = {
+        "sale": sale.pk,
+        "number": uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale.pk}"),
+        "item": sale.item.name,
+        "price": sale.price,
+        "printed": datetime.now(timezone.utc),
+    }
+    return HttpResponse(dumps(found), content_type="application/json")
 
 
 @require_POST
