@@ -23,6 +23,7 @@ from pathlib import PurePath
 from re import Pattern
 from types import AsyncGeneratorType, CoroutineType, FunctionType, MethodType
 from typing import Any
+from uuid import UUID
 
 from asgi_perfkit.encoding.conversion import (
     Conversion,
@@ -65,6 +66,7 @@ def conversion_of(cls: type, owner: Owner) -> Conversion:
 
 def _iso_duration(duration: timedelta) -> str:
     """The duration as ISO 8601 has it; days are not made into months, whose length is not known."""
+    duration = timedelta.__pos__(duration)  # subclasses count days and seconds in ways of their own
     sign = ""
     if duration.days < 0:
         sign, duration = "-", -duration
@@ -139,13 +141,14 @@ _BY_CLASS: dict[type, Converter] = {
     Decimal: str,
     bytes: _base64,
     bytearray: _base64,
-    memoryview: _base64,
+    memoryview: lambda view: _base64(view.tobytes()),
     set: list,
     frozenset: list,
     deque: list,
     range: list,
     Pattern: attrgetter("pattern"),
     PurePath: str,
+    UUID: str,
     IPv4Address: str,
     IPv4Interface: str,
     IPv4Network: str,

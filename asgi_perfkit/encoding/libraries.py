@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from datetime import date, datetime
 from functools import partial
-from types import MemberDescriptorType
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -43,13 +43,13 @@ def _checked(record: Record, otherwise: Converter) -> Converter:
 
 def _by_fields(cls: type, names: Sequence[str]) -> Conversion:
     slow = partial(_attributes, tuple(names))
-    slots = {
+    elsewhere = {  # slots, properties, descriptors: such a field is not in `__dict__`, or has another name there
         name
         for base in cls.__mro__
         for name, value in base.__dict__.items()
-        if isinstance(value, MemberDescriptorType)
+        if hasattr(type(value), "__set__")
     }
-    if slots.isdisjoint(names):
+    if elsewhere.isdisjoint(names):
         record = record_of_dict(cls, names)
         return Conversion(_checked(record, slow), record)
     compiled = record_of_attributes(names)
@@ -118,14 +118,16 @@ def _struct(cls: Any, base: type, owner: Owner) -> Conversion:
 
 def _mapped(cls: Any, base: type, owner: Owner) -> Conversion:
     """The columns of an object that SQLAlchemy maps; relationships are not followed."""
-    keys = tuple(attribute.key for attribute in cls.__mapper__.column_attrs)
+    columns = cls.__mapper__.column_attrs
+    keys = tuple(column.key for column in columns)
+    deferred = {column.key for column in columns if column.deferred}
 
     def convert(obj: Any) -> dict[str, Any]:
         state = obj._sa_instance_state
         loaded = state.dict
-        stale = state.expired_attributes
-        # A column that is deferred stays away: to load it here would be a query for each object. One that a commit has
-        # expired was loaded, and one of an object that is new has its default.
+        stale = state.expired_attributes - deferred
+        # A column that is deferred stays away: to load it here would be a query for each object. Another that a commit
+        # has expired was loaded, and one of an object that is new has its default.
         return {
             key: loaded[key] if key in loaded else getattr(obj, key)
             for key in keys
@@ -167,6 +169,8 @@ def _numpy(value: Any) -> Any:
 def _numpy_python(value: Any) -> Any:
     if value.dtype.kind in "mM":
         return _numpy_times(value)
+    if value.dtype.kind == "f" and value.dtype.itemsize < 8:  # the digits that orjson writes
+        value = value.astype("f4").astype("U").astype("f8")
     found = value.tolist()
     return float(found) if type(found) is type(value) else found  # a longdouble stays what it is
 
@@ -176,7 +180,8 @@ def _numpy_times(value: Any) -> Any:
         return list(value)
     if str(value) == "NaT":
         return None
-    return value.astype(f"{value.dtype.kind}8[us]").item()
+    found = value.astype(f"{value.dtype.kind}8[us]").item()
+    return str(value) if type(found) is int and value.dtype.kind == "M" else found  # no such year
 
 
 def exact_datetime(moment: datetime) -> datetime:
@@ -193,6 +198,10 @@ def _timestamp(moment: Any) -> Any:
 
 def _null(value: Any) -> None:
     return None
+
+
+def _raw(value: Any) -> orjson.Fragment:
+    return orjson.Fragment(bytes(value))
 
 
 # SQLAlchemy's names of columns are strings of a class of its own, and orjson takes no such keys. `_asdict` and
@@ -214,8 +223,10 @@ def _rows(rows: list[Any], cls: Any) -> list[dict[str, Any]]:
 
 BY_NAME: dict[tuple[str, str], Conversion] = {
     ("collections", "UserString"): Conversion(str),
+    ("django.db.models.fields.files", "FieldFile"): Conversion(attrgetter("name")),
     ("django.db.models.query", "QuerySet"): Conversion(list),
     ("django.utils.functional", "Promise"): Conversion(str),
+    ("msgspec", "Raw"): Conversion(_raw, inspect=lambda raw: orjson.loads(bytes(raw))),
     ("numpy", "generic"): Conversion(_numpy, inspect=_numpy_python),
     ("numpy", "ndarray"): Conversion(_numpy, inspect=_numpy_python),
     ("pandas._libs.missing", "C_NAType"): Conversion(_null),

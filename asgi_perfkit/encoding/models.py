@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
+from itertools import cycle
 from typing import Any
 from uuid import UUID
 
@@ -59,6 +60,8 @@ _KEYS = {
 
 _VALIDATORS = {"function-after", "function-before", "function-wrap"}
 _SCALARS = (str, int, type(None))
+_OF_NUMBERS = {"dict", "float", "frozenset", "int", "list", "set", "tuple"}
+"""Kinds that are, or may hold, numbers, by the names of their classes."""
 
 
 class _UnprovedError(Exception):
@@ -116,9 +119,35 @@ class _Proof:
                     raise _UnprovedError
                 schema = found
                 continue
-            elif kind not in _VALIDATORS and kind != "default":
+            elif kind == "default":
+                if not self._is_exact(schema.get("default"), schema["schema"]):
+                    raise _UnprovedError
+            elif kind not in _VALIDATORS:
                 return schema
             schema = schema["schema"]
+
+    def _is_exact(self, default: Any, schema: Schema) -> bool:
+        """Whether the numbers in a default are of the class that the field says; nobody has validated them.
+
+        pydantic writes ``0`` as ``0.0`` where the field is a float.
+        """
+        schema = self._resolved(schema)
+        kind = schema["type"]
+        if kind == "nullable":
+            return self._is_exact(default, schema["schema"])
+        if default is None or kind not in _OF_NUMBERS:
+            return True
+        if type(default).__name__ != kind:
+            return False
+        if kind in {"float", "int"}:
+            return True
+        if kind == "tuple":
+            return all(map(self._is_exact, default, cycle(schema["items_schema"])))
+        key, values = (
+            ("values_schema", default.values()) if kind == "dict" else ("items_schema", default)
+        )
+        inner = schema.get(key, {"type": "any"})
+        return all(self._is_exact(value, inner) for value in values)
 
     def _fields_of(self, schema: Schema) -> Mapping[str, Schema]:
         self._only(schema, "model")
@@ -178,7 +207,7 @@ class _Proof:
     def _model(self, schema: Schema) -> str:
         """Prove the model of a field, by what the field says of it and by what it says itself; return its name."""
         cls = schema["cls"]
-        if self._is_custom(cls):
+        if self._is_custom(cls) or cls.model_dump_json.__module__ != "pydantic.main":
             raise _UnprovedError
         if cls not in self._proving:
             if cls not in self._proven:

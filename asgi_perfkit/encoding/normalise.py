@@ -7,7 +7,8 @@ certain depth each subtree is encoded by itself. What cannot be encoded at all i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from math import isfinite, isnan
@@ -38,6 +39,7 @@ _DEPTH = 100
 _MAX_PATH = 200
 _NATIVE = (date, datetime, time, UUID, orjson.Fragment)
 _TWO_63 = 2**63
+_LEAVES = frozenset([str, int, float, bool, type(None), *_NATIVE])
 
 Kept = dict[int, "tuple[object, list[Any] | Exception]"]
 """Iterators by their ids, with the items that they gave, or what they raised: they do it once."""
@@ -207,9 +209,11 @@ class _Walk:
             inspect = conversion.inspect
             name = None if inspect is None else iterator_in(obj)
             if name is not None:
-                raise UnsupportedError(f"its {name} is an iterator, and used up: make it a list.")
+                raise UnsupportedError(f"its {name} an iterator, which is used up: make it a list.")
             found = (inspect if inspect and self._finite_only else conversion.convert)(obj)
-        except OneShotError:
+        except OneShotError as error:
+            if not isinstance(obj, Iterator):
+                self._refuse(obj, str(error))
             found = keep(obj, self._kept)
             if isinstance(found, Exception):
                 self._refuse(obj, f"it raised {_told(found)}", found)
@@ -254,11 +258,45 @@ class _Walk:
 
 
 def iterator_in(obj: object) -> str | None:
-    """The field of a model that holds an iterator: the attempt before has used it up, and nobody has what it gave."""
-    for name, value in getattr(obj, "__dict__", {}).items():
+    """Say which field of a model is or holds an iterator: the attempt before has used it up, and nobody has its items.
+
+    :returns: ``"items is"``, ``"pages holds"``; None if there is no such field.
+    """
+    if getattr(type(obj), "__pydantic_serializer__", None) is None:
+        return None
+    for name, value in _fields_of(obj):
         if isinstance(value, Iterator):
-            return str(name)
+            return f"{name} is"
+        if _holds_iterator(value, {id(obj)}):
+            return f"{name} holds"
     return None
+
+
+def _fields_of(obj: object) -> Iterator[tuple[str, object]]:
+    yield from getattr(obj, "__dict__", {}).items()
+    yield from (getattr(obj, "__pydantic_extra__", None) or {}).items()
+    for name in getattr(obj, "__dataclass_fields__", ()):  # those with slots have no __dict__
+        yield name, getattr(obj, name, None)
+
+
+def _holds_iterator(value: object, around: set[int]) -> bool:
+    """Look through what pydantic looks through."""
+    cls = type(value)
+    inside: Iterable[object]
+    if cls in _LEAVES or id(value) in around:
+        return False
+    if isinstance(value, Iterator):
+        return True
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        inside = value
+    elif hasattr(cls, "__pydantic_serializer__") or hasattr(cls, "__dataclass_fields__"):
+        inside = [each for _, each in _fields_of(value)]
+    else:
+        return False
+    around.add(id(value))
+    return any(_holds_iterator(each, around) for each in inside)
 
 
 def _step(step: str | int) -> str:

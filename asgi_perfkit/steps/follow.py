@@ -28,9 +28,14 @@ def follow_children() -> None:
     """
     loop = asyncio._get_running_loop()
     if loop is not None:
-        set_before = loop.get_task_factory()
-        if not isinstance(getattr(set_before, "__self__", None), FollowingTaskFactory):
+        set_before: Any = loop.get_task_factory()
+        if isinstance(getattr(set_before, "__self__", None), FollowingTaskFactory):
+            return
+        construct = _constructor_of(set_before)
+        if construct is None:
             loop.set_task_factory(FollowingTaskFactory(set_before).make_task)
+        elif not isinstance(construct, _FollowingConstructor):
+            loop.set_task_factory(_create_eager_task_factory(_FollowingConstructor(construct)))
         return
     if "trio" not in sys.modules:
         raise RuntimeError(
@@ -59,23 +64,17 @@ class FollowingTaskFactory:
         **options: Any,
     ) -> asyncio.Future[Any]:
         """What the loop calls, for every task."""
-        context: Context | None = options.get("context") if options else None
-        account = current_account.get() if context is None else context.get(current_account)
-        if (
-            account is not None
-            and not account.closed
-            and type(coro) is not FollowedCoroutine
-            and asyncio.iscoroutine(coro)  # or else it is for the task to refuse
-        ):
-            followed = coro
-            for charged in account.lineage():
-                followed = FollowedCoroutine(followed, charged)
-            task = self.make_task(loop, followed, **options)
-            # Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task
-            # class without room for the attribute answers with the wrapper, which shows the coroutine's own attributes.
-            with contextlib.suppress(AttributeError):
-                task.get_coro = lambda: coro  # type: ignore[attr-defined]  # a future has none
-            return task
+        followed = _followed(coro, options)
+        if followed is not None:
+            return _showing(self._make(loop, followed, **options), coro)
+        return self._make(loop, coro, **options)
+
+    def _make(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any],
+        **options: Any,
+    ) -> asyncio.Future[Any]:
         if self._set_before is not None:
             return self._set_before(loop, coro, **options)
         task = _Task(coro, loop=loop, **options) if options else _Task(coro, loop=loop)
@@ -84,6 +83,63 @@ class FollowingTaskFactory:
         while frames and frames[-1].filename == __file__:
             del frames[-1]
         return task
+
+
+class _FollowingConstructor:
+    """Makes the tasks of asyncio's own eager task factory, as :class:`FollowingTaskFactory` does for others.
+
+    :param construct: what makes them otherwise.
+    """
+
+    __slots__ = ("_construct",)
+
+    def __init__(self, construct: Callable[..., asyncio.Future[Any]]) -> None:
+        self._construct = construct
+
+    def __call__(
+        self, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], **options: Any
+    ) -> asyncio.Future[Any]:
+        followed = _followed(coro, options)
+        if followed is not None:
+            return _showing(self._construct(followed, **options), coro)
+        return self._construct(coro, **options)
+
+
+# anyio knows asyncio's eager factory by its code, and starts its own tasks otherwise there. So in its place there has
+# to be another such factory, and not one that calls it.
+_create_eager_task_factory: Any = getattr(asyncio, "create_eager_task_factory", None)  # 3.12
+_eager_code = getattr(getattr(asyncio, "eager_task_factory", None), "__code__", None)
+
+
+def _constructor_of(factory: Any) -> Callable[..., asyncio.Future[Any]] | None:
+    """What makes the tasks of asyncio's eager task factory; None if `factory` is not such a one."""
+    if _eager_code is None or getattr(factory, "__code__", None) is not _eager_code:
+        return None
+    construct: Callable[..., asyncio.Future[Any]] = factory.__closure__[0].cell_contents
+    return construct
+
+
+def _followed(coro: Any, options: dict[str, Any]) -> FollowedCoroutine | None:
+    """The stand-in for `coro`, if its steps are to be charged to somebody."""
+    context: Context | None = options.get("context") if options else None
+    account = current_account.get() if context is None else context.get(current_account)
+    if account is None or account.closed or not asyncio.iscoroutine(coro):
+        return None  # what is no coroutine is for the task to refuse
+    followed = coro
+    for charged in account.lineage():
+        followed = FollowedCoroutine(followed, charged)
+    return followed  # type: ignore[return-value]  # the account itself is open
+
+
+def _showing(task: asyncio.Future[Any], coro: Any) -> asyncio.Future[Any]:
+    """Let `task` show `coro` in place of its stand-in.
+
+    Who asks a task for its coroutine (anyio does, to see whether it has started) gets the very one. A task class
+    without room for the attribute answers with the stand-in, which shows the coroutine's own attributes.
+    """
+    with contextlib.suppress(AttributeError):
+        task.get_coro = lambda: coro  # type: ignore[attr-defined]  # a future has none
+    return task
 
 
 if sys.version_info[:2] == (3, 13):

@@ -60,8 +60,8 @@ class task_options:  # noqa: N801  # used like a function
         if handoff is not None and not isinstance(handoff, bool):
             handoff = as_handoff("task_options(handoff=...)", handoff)
             handoff.check("task_options(func)", func)
-        self.func = func
-        self.timeout = timeout
+        self.func: Callable[..., Any] = func
+        self.timeout: float | None = timeout
         self.handoff: Handoff | bool | None = handoff
         functools.update_wrapper(self, func, updated=())
 

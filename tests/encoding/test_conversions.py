@@ -53,6 +53,16 @@ class Price(enum.Enum):
     CHEAP = Decimal("1.5")
 
 
+class DriversUUID(uuid.UUID):
+    """As that of asyncpg."""
+
+
+class OddDuration(dt.timedelta):
+    """As that of pendulum, which has weeks and days that are not in the weeks."""
+
+    days = property(lambda self: 0)  # type: ignore[assignment]
+
+
 class Text(str):
     __slots__ = ()
 
@@ -101,6 +111,7 @@ def numbers() -> Iterator[int]:
         (b"\xff\x00", '"/wA="'),
         (bytearray(b"a"), '"YQ=="'),
         (memoryview(b"a"), '"YQ=="'),
+        (memoryview(b"a-")[::2], '"YQ=="'),
         (Path("/a/b"), '"/a/b"'),
         (PureWindowsPath("c:\\a"), '"c:\\\\a"'),
         (ipaddress.ip_address("127.0.0.1"), '"127.0.0.1"'),
@@ -112,6 +123,7 @@ def numbers() -> Iterator[int]:
         (dt.timedelta(days=400, hours=25, minutes=1), '"P401DT1H1M"'),
         (dt.timedelta(seconds=1, microseconds=500), '"PT1.0005S"'),
         (-dt.timedelta(seconds=90), '"-PT1M30S"'),
+        (OddDuration(days=1, hours=2), '"P1DT2H"'),
         (dt.datetime(2026, 1, 2, tzinfo=UTC), '"2026-01-02T00:00:00Z"'),
         (dt.datetime(2026, 1, 2, 3, 4, 5, 6), '"2026-01-02T03:04:05.000006"'),  # noqa: DTZ001
         (Moment(2026, 1, 2, tzinfo=UTC), '"2026-01-02T00:00:00Z"'),
@@ -120,6 +132,7 @@ def numbers() -> Iterator[int]:
         (dt.time(1, 2, tzinfo=UTC), '"01:02:00Z"'),
         (dt.time(1, 2, tzinfo=dt.timezone(-dt.timedelta(minutes=90))), '"01:02:00-01:30"'),
         (uuid.UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
+        (DriversUUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
         (Level.LOW, "1"),
         (Name.ANN, '"ann"'),
         (Price.CHEAP, '"1.5"'),
@@ -301,6 +314,21 @@ def test_a_field_that_is_not_set_is_an_error() -> None:
             assert isinstance(caught.value.__cause__, AttributeError)
 
 
+def test_a_field_that_a_property_or_a_descriptor_gives() -> None:
+    """It has its own name, and not that of the attribute where the value is kept."""
+
+    @dataclass
+    class Upper:
+        name: str
+
+    name = property(
+        lambda self: self._name.upper(), lambda self, name: vars(self).update(_name=name)
+    )
+    Upper.name = name  # type: ignore[assignment]
+    for value in ([Upper("ann")], [Upper("ann")] * 9):
+        assert dumps(value) == b"[%b]" % b",".join([b'{"name":"ANN"}'] * len(value))
+
+
 def test_a_name_that_is_no_name_in_python() -> None:
     cls = make_dataclass("Odd", ["a", "b"], slots=True)
     cls.__dataclass_fields__["b"].name = "class"
@@ -312,6 +340,19 @@ def test_a_list_of_many_classes() -> None:
     values = [PlainData(1), Slots(2), Attrs(3), PlainData(4), None, Decimal(5)] * 3
     json_ = b'{"a":1,"_b":2},{"a":2,"_b":2},{"a":3,"_b":2},{"a":4,"_b":2},null,"5"'
     assert dumps(values) == b"[" + b",".join([json_] * 3) + b"]"
+
+
+def test_raw_json_and_iterators_in_structs() -> None:
+    class Holding(msgspec.Struct):
+        rest: Any
+
+    raw = msgspec.Raw(b'{"a":[null]}')
+    for nan in ("null", "string"):
+        encoder = Encoder(nan=nan)  # type: ignore[arg-type]
+        assert encoder.dumps([raw, Holding(raw)]) == b'[{"a":[null]},{"rest":{"a":[null]}}]'
+    for value in ([Holding(iter([1]))], [Holding(iter([1]))] * 9):
+        with pytest.raises(EncodeError, match=r"\$\[0\] .*Holding.* an iterator inside of"):
+            dumps(value)
 
 
 def test_structs_are_as_msgspec_has_them() -> None:
@@ -418,7 +459,14 @@ def test_sqlalchemy_objects(session: orm.Session) -> None:
     session.expunge(user)
     with pytest.raises(EncodeError, match=r"\$\.u .*DetachedInstanceError"):
         dumps({"u": user})
-    assert dumps(User(name="New")) == b'{"id":null,"name":"New","email":null,"notes":null}'
+    new = User(name="New")
+    assert dumps(new) == b'{"id":null,"name":"New","email":null,"notes":null}'
+    session.add(new)
+    session.commit()
+    session.refresh(new)
+    queries.clear()
+    assert dumps(new) == b'{"id":2,"name":"New","email":null}'
+    assert queries == []
 
 
 # ---- numpy and pandas
@@ -436,6 +484,7 @@ def test_sqlalchemy_objects(session: orm.Session) -> None:
         (np.datetime64("2026-01-02", "ns"), '"2026-01-02T00:00:00"'),
         (np.datetime64("2026-01-02"), '"2026-01-02T00:00:00"'),
         (np.datetime64("NaT", "s"), "null"),
+        (np.datetime64("10000-01-01"), '"10000-01-01"'),
         (np.timedelta64(5, "s"), '"PT5S"'),
         (np.arange(6).reshape(2, 3), "[[0,1,2],[3,4,5]]"),
         (np.arange(6)[::2], "[0,2,4]"),
@@ -454,6 +503,7 @@ def test_sqlalchemy_objects(session: orm.Session) -> None:
         (pd.NaT, "null"),
         (pd.NA, "null"),
         (pd.Timedelta("1h"), '"PT1H"'),
+        (pd.Timedelta(1, "ns"), '"PT0S"'),
     ],
 )  # fmt: skip
 def test_numpy_and_pandas(value: Any, json_: str) -> None:
@@ -464,6 +514,8 @@ def test_numpy_and_pandas(value: Any, json_: str) -> None:
 def test_numbers_that_json_has_not_in_arrays() -> None:
     array_ = np.array([1.5, np.inf])
     assert Encoder(nan="string").dumps([array_]) == b'[[1.5,"Infinity"]]'
+    short = np.array([0.1, np.nan], dtype="f4")
+    assert Encoder(nan="string").dumps([short, np.float32(0.1)]) == b'[[0.1,"NaN"],0.1]'
     with pytest.raises(EncodeError, match=r"\$\.a\[1\] \(float\) .*JSON has no inf"):
         Encoder(nan="error").dumps({"a": array_})
     times = np.array(["2026-01-02", "NaT"], dtype="M8[s]")
@@ -496,6 +548,7 @@ class Item(models.Model):
     name = models.TextField()
     price = models.DecimalField(max_digits=5, decimal_places=2)
     owner = models.ForeignKey(Owner, models.CASCADE)
+    file = models.FileField(default="a.txt")
     class Meta:
         app_label = "app"
 
@@ -503,8 +556,10 @@ with connection.schema_editor() as editor:
     editor.create_model(Owner)
     editor.create_model(Item)
 ann = Owner.objects.create(name="Ann")
-Item.objects.create(name="a", price="1.50", owner=ann)
-json_ = b'{"id":1,"name":"a","price":"1.50","owner_id":1}'
+item = Item.objects.create(name="a", price="1.50", owner=ann)
+json_ = b'{"id":1,"name":"a","price":"1.50","owner_id":1,"file":"a.txt"}'
+assert item.file.name == "a.txt"
+assert dumps(item) == json_
 assert dumps(Item.objects.get()) == json_
 assert dumps(Item.objects.all()) == b"[%b]" % json_
 assert dumps(Item.objects.values()) == b"[%b]" % json_

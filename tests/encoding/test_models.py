@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import ipaddress
@@ -212,6 +213,21 @@ class Overriding(BaseModel):
         return f'{{"overridden":{self.number}}}'
 
 
+class HoldingOverriding(BaseModel):
+    inner: Overriding
+
+
+class LooseDefaults(BaseModel):
+    """pydantic does not validate them, and writes 0 as 0.0."""
+
+    ratio: float = 0
+    maybe: float | None = 1
+    number: int = True
+    ratios: list[float] = [1]
+    by_name: dict[str, float] = {"x": 1}
+    many: tuple[float, ...] = (1.5, 2)
+
+
 class Cached(BaseModel):
     number: int
 
@@ -293,6 +309,8 @@ SLOW = [
     Generic_(value=b"a"),
     Root([1, 2]),
     PydanticDataclass(1),
+    HoldingOverriding(inner=Overriding(number=1)),
+    LooseDefaults(),
 ]
 # Of classes that are proved: instances that are not as the schema says.
 ODD_ONES = [
@@ -374,6 +392,31 @@ def test_what_is_not_known_to_be_equal_is_not_proved() -> None:
             }
             parts[where]["novel"] = True
         assert not is_proved(Model), where
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "proved"),
+    [
+        (float, 0, False),
+        (float, 0.0, True),
+        (float | None, None, True),
+        (float | None, True, False),
+        (int, True, False),
+        (list[int], 5, False),
+        (list[float], [0.0, 1], False),
+        (list[float], [0.0], True),
+        (dict[str, float], {"a": 1}, False),
+        (tuple[int, float], (1, 2), False),
+        (tuple[int, float], (1, 2.0), True),
+        (tuple[float, ...], (1.0, 2.0, 3), False),
+        (list[list[float]], [[1]], False),
+    ],
+)
+def test_a_default_of_another_type_is_left_to_pydantic(
+    annotation: Any, default: Any, proved: bool
+) -> None:
+    """Nobody validates it, and pydantic writes the 0 of a float as 0.0."""
+    assert is_proved(pydantic.create_model("Model", number=(annotation, default))) is proved
 
 
 def test_a_model_that_is_not_complete_is_an_error_that_names_the_path() -> None:
@@ -458,6 +501,31 @@ def test_an_iterator_in_a_model_is_never_lost() -> None:
     many = [Holding(items=iter([1, 2])) for _ in range(20)]
     with pytest.raises(EncodeError, match="its items is an iterator"):
         dumps({"items": many, 1: 2})
+
+
+def test_an_iterator_deep_in_a_model_is_not_lost_either() -> None:
+    @dataclasses.dataclass(slots=True)
+    class Data:
+        items: Any
+
+    def numbers() -> Any:
+        return iter([1, 2])
+
+    for make in (
+        lambda: Anything(value=[numbers()]),
+        lambda: Anything(value=1, values={"x": (numbers(),)}),
+        lambda: Anything(value=Anything(value=numbers())),
+        lambda: Anything(value=Data(numbers())),
+        lambda: Extra(number=1, more={"x": numbers()}),
+    ):
+        assert b"[1,2]" in dumps([make(), 1])
+        for rest in ({1: 2}, 2**70, numbers()):
+            with pytest.raises(EncodeError, match=r"\$\[0\] .*its \w+ holds an iterator"):
+                dumps([make(), rest])
+    values = {"x": [{"y": 1}, Data(1)]}
+    assert dumps([Anything(value=values), 2**70]).startswith(
+        b'[{"value":{"x":[{"y":1},{"items":1}]}'
+    )
 
 
 def test_values_of_pydantic_outside_of_models() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import multiprocessing
 import signal
 import threading
 import weakref
@@ -1155,9 +1156,13 @@ def test_a_startup_in_the_main_process_leaves_its_signals_alone() -> None:
     async def nothing() -> None:
         pass
 
-    before = signal.getsignal(signal.SIGTERM)
-    asyncio.run(live(BackgroundTaskMiddleware(saying()), nothing))  # type: ignore[arg-type]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert multiprocessing.parent_process() is None
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        asyncio.run(live(BackgroundTaskMiddleware(saying()), nothing))  # type: ignore[arg-type]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- bounds

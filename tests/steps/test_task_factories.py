@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+import anyio
 import pytest
 
 from asgi_perfkit.steps import current_account, follow_children
@@ -262,6 +263,36 @@ def test_the_eager_factory_of_asyncio_is_followed(clock: Clock) -> None:
         assert asyncio.create_task(child()).done()
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of Python 3.12")
+@pytest.mark.parametrize("task_class", [asyncio.Task, MarkedTask])
+def test_libraries_recognise_the_eager_factory(
+    task_class: type[asyncio.Task[Any]], clock: Clock
+) -> None:
+    """anyio knows it by its code, and starts the tasks of a task group otherwise there; they are followed, too."""
+    tasks = []
+
+    async def child() -> None:
+        tasks.append(asyncio.current_task())
+        await checkpoint()
+        clock.advance(1)
+
+    async def work() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+            await asyncio.create_task(child())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(asyncio.create_eager_task_factory(task_class))
+        for _ in range(2):
+            follow_children()  # a second time is nothing
+        account = await charge(work(), started_ns=clock())
+        assert account.loop_ns == 2e9
+
+    asyncio.run(main())
+    assert [type(task) for task in tasks] == [task_class] * 2
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are of Python 3.12")
