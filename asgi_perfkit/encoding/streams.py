@@ -277,7 +277,7 @@ class RowStream:
         assert self._idle_seconds is not None
         left_seconds = self._idle_seconds - (perf_counter_ns() - self._written_ns) / 1e9
         if left_seconds <= 0:
-            if not self._busy and not self._ending:
+            if not self._busy:
                 self._buffer += self._framing.idle
                 self._start_flush()
             left_seconds = self._idle_seconds

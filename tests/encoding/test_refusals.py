@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Any
 from uuid import UUID
 
@@ -64,6 +65,7 @@ def test_lone_surrogates_are_escaped(text: str) -> None:
         (b"a", "YQ=="),
         (timedelta(1), "P1D"),
         ("\ud800", "\ud800"),
+        (PurePosixPath("\udc80"), "\udc80"),
     ],
 )
 def test_keys_become_strings(key: Any, name: str) -> None:
@@ -229,6 +231,20 @@ def test_an_iterator_is_read_once_though_it_takes_two_attempts() -> None:
     assert dumps([{1: 2}, iter([1, 2])]) == b'[{"1":2},[1,2]]'
     numbers = iter([1, iter([2])])
     assert dumps([numbers, numbers, 2**70]) == b"[[1,[2]],[1,[2]],%d]" % 2**70
+
+
+def test_iterators_that_go_at_once_are_not_mistaken_for_each_other() -> None:
+    """Each is told by its identity, which the next would take over."""
+
+    class Unknown:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    encoder = Encoder(custom_encoders={Unknown: lambda unknown: iter([unknown.number])})
+    values = [Unknown(number) for number in range(50)]
+    for rest in (1, {1: 2}, 2**70):
+        found = json.loads(encoder.dumps([values, rest]))[0]
+        assert found == [[number] for number in range(50)]
 
 
 def failing() -> Iterator[int]:

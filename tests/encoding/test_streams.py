@@ -225,6 +225,31 @@ def test_what_comes_while_a_chunk_is_written_gathers_behind_it(run: Run) -> None
     run(main)
 
 
+def test_what_has_gathered_leaves_while_the_producer_still_waits(run: Run) -> None:
+    async def main() -> None:
+        gathered, left = anyio.Event(), anyio.Event()
+
+        async def rows() -> AsyncIterator[int]:
+            yield 1
+            await checkpoint()
+            await checkpoint()
+            yield 2
+            gathered.set()
+            await left.wait()
+
+        async def block(number: int) -> None:
+            if number == 0:
+                await gathered.wait()
+            else:
+                left.set()
+
+        reader = Reader(block)
+        await stream(rows(), reader)
+        assert reader.chunks == [b"1\n", b"2\n", b""]
+
+    run(main)
+
+
 def test_a_slow_reader_holds_the_producer_up(run: Run) -> None:
     """One chunk is on its way and one gathers, and no more is produced."""
 
@@ -721,17 +746,25 @@ def test_a_stream_that_is_closed_closes_its_producer(run_asyncio: Run, first: in
     run_asyncio(main)
 
 
-def test_a_stream_that_is_closed_while_its_producer_waits_just_ends(run_asyncio: Run) -> None:
+class Waiting:
+    """Rows that are no generator."""
+
+    def __aiter__(self) -> Waiting:
+        return self
+
+    async def __anext__(self) -> int:
+        await forever()
+        raise AssertionError("nobody is left")
+
+
+@pytest.mark.parametrize(
+    "make", [Waiting, lambda: Witness().rows(forever)], ids=["rows", "generator"]
+)
+def test_a_stream_that_is_closed_while_its_producer_waits_just_ends(
+    run_asyncio: Run, make: Callable[[], Any]
+) -> None:
     async def main() -> None:
-        class Rows:
-            def __aiter__(self) -> Rows:
-                return self
-
-            async def __anext__(self) -> int:
-                await forever()
-                raise AssertionError("nobody is left")
-
-        coro: Any = stream(Rows(), Reader())
+        coro: Any = stream(make(), Reader())
         coro.send(None)
         coro.close()
         await checkpoint()

@@ -28,6 +28,7 @@ from asgi_perfkit import (
     Registry,
     TaskFailure,
     add_task,
+    default_limiter,
     get_performance_stats,
     run_in_threadpool,
     task_options,
@@ -74,6 +75,7 @@ from tests.support import (
     together,
     websocket_scope,
 )
+from tests.threads.gates import Gate
 
 Run = Callable[..., Any]
 
@@ -1243,6 +1245,33 @@ def test_threads_of_tasks_have_their_hooks(run: Run, deploy: Any, wrap: Wrap) ->
     assert [what for what, _ in log] == ["before", "task", "after"]
     assert len({thread for _, thread in log}) == 1
     assert log[0][1] != threading.get_ident()
+
+
+def test_tasks_have_threads_of_their_own(run: Run, deploy: Any, wrap: Wrap) -> None:
+    """So many as requests have; when tasks have taken them all, a request still finds one for its own calls."""
+    inside: list[int] = []
+    number = default_limiter().total_tokens
+
+    async def handler(receive: Receive, send: Send) -> None:
+        tasks = BatchedBackgroundTasks()
+        for _ in range(number + 1):
+            tasks.add_task(gate)
+        add_task(tasks)
+        await saying(START, BODY)(http_scope(), receive, send)
+
+    async def visit() -> None:
+        async def look() -> None:
+            await gate.reached(number)
+            inside.append(await run_in_threadpool(lambda: gate.inside))
+            gate.open()
+
+        await together(lambda: ask(app), look)
+
+    with Gate() as gate:
+        app = wrap(handled_by(handler))
+        run(deploy, app, visit)
+    assert inside == [number]
+    assert gate.passed == number + 1
 
 
 # ---- figures
