@@ -7,7 +7,8 @@ No framework is imported: the marks are read by name. What was read of whom:
   begin. A mount is a route too, the last that is set where what is below has no router. No route is set for a 404 or
   a slash redirect.
 * FastAPI 0.165: the same, but `route` of an included router lacks the prefixes of the inclusions; the whole template is
-  ``scope["fastapi"]["effective_route_context"].path_format``. No route is set for plain routes and mounts.
+  ``scope["fastapi"]["effective_route_context"].path_format``, or, of a Starlette route in it, that of the context's
+  `starlette_route`. No route is set for plain routes and mounts.
 * Litestar 2.25: `path_template`, empty under a mount and absent for a 404 and 405; `route_handler` with its `paths`.
 """
 
@@ -50,7 +51,10 @@ def _of_starlette(scope: Scope, status: int | None) -> str | None:
     marks = scope.get("fastapi")
     template: str | None = None
     if marks is not None:  # empty for websockets
-        template = getattr(marks.get("effective_route_context"), "path_format", None)
+        context = marks.get("effective_route_context")
+        template = getattr(context, "path_format", None) or getattr(
+            getattr(context, "starlette_route", None), "path_format", None
+        )
     if not template:
         template = getattr(route, "path_format", None)
     if "app_root_path" not in scope:

@@ -173,9 +173,18 @@ class Names:
     def deferred(self, node: Node) -> str:
         """An expression for a function without arguments that makes the value when it is called and awaited."""
         number = self.numbers[node]
-        before = {ASYNC: "", THREAD: "run_in_threadpool, ", INLINE: "called, "}[node.kind]
+        if node.kind == THREAD:
+            return f"partial(run_in_threadpool, {self.in_thread(node, f'c{number}')})"
+        before = {ASYNC: "", INLINE: "called, "}[node.kind]
         arguments = self.arguments(node)
         return f"partial({before}c{number}{', ' if arguments else ''}{arguments})"
+
+    def in_thread(self, node: Node, function: str) -> str:
+        """What `run_in_threadpool` is called with, so that it calls the `function` of a node."""
+        arguments = self.arguments(node)
+        if any(each.name is not None for each in node.inputs):  # it has options of its own
+            return f"partial({function}, {arguments})"
+        return f"{function}{', ' if arguments else ''}{arguments}"
 
 
 class _Writer:
@@ -312,8 +321,8 @@ class _Writer:
         if node.kind == ASYNC:
             self._measured(node, f"v{number} = await c{number}({arguments})")
         elif node.kind == THREAD:
-            more = f", {arguments}" if arguments else ""
-            self._measured(node, f"v{number} = await run_in_threadpool(c{number}{more})")
+            call = self._names.in_thread(node, f"c{number}")
+            self._measured(node, f"v{number} = await run_in_threadpool({call})")
         elif node.kind == INLINE:
             self._measured(node, f"v{number} = c{number}({arguments})")
         else:
@@ -355,8 +364,7 @@ class _Writer:
         if root.kind == ASYNC:
             self._line(f"return await func({arguments})")
         elif root.kind == THREAD:
-            more = f", {arguments}" if arguments else ""
-            self._line(f"return await run_in_threadpool(func{more})")
+            self._line(f"return await run_in_threadpool({self._names.in_thread(root, 'func')})")
         elif root.kind == INLINE:
             self._line(f"return func({arguments})")
         elif root.kind == THREAD_GENERATOR:

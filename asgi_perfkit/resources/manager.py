@@ -309,9 +309,16 @@ class ResourceManager:
         try:
             if not self.exits:
                 return False
-            return await shielded(leave_all(self.exits, 0, error), self.region)
+            return await shielded(self._leave_exits(error), self.region)
         finally:
             self._forget()
+            del error
+
+    async def _leave_exits(self, error: BaseException | None) -> bool:
+        try:
+            return await leave_all(self.exits, 0, error)
+        finally:
+            self.closed = True  # before a cancellation is delivered: others may run then
             del error
 
     def keep_values(self) -> None:

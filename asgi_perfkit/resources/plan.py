@@ -174,6 +174,13 @@ def make_plan(
     return Plan(root, planner.nodes, by_type=planner.by_type)
 
 
+def _fits(kind: type, annotation: type) -> bool:
+    try:
+        return issubclass(kind, annotation)
+    except TypeError:  # most protocols, typed dictionaries: they cannot tell
+        return False
+
+
 class _Planner:
     def __init__(
         self,
@@ -201,12 +208,18 @@ class _Planner:
         self._way.append(node)
         in_order = True  # no parameter was left out so far
         for wanted in self._parameters(node):
+            if wanted.positional and not in_order:  # it is left out together with one before it
+                if wanted.marker is None:
+                    continue
+                remedy = (
+                    "it can be given by position only, and a parameter before it has no value: "
+                    "give that one a value, too, or take the `/` out."
+                )
+                raise DependencyError(self._names(), wanted.parameter.name, remedy)
             source = self._source(wanted)
             if source is None:
                 if wanted.parameter.default is REQUIRED:
                     raise self._missing(wanted)
-                if wanted.positional:
-                    break  # none behind it can be given
                 in_order = False
                 continue
             if isinstance(source, Node):
@@ -243,7 +256,7 @@ class _Planner:
             and annotation.__module__ not in ("builtins", "typing")
         ):
             self.by_type = True
-            fitting = [each for each, kind in self._given.items() if issubclass(kind, annotation)]
+            fitting = [each for each, kind in self._given.items() if _fits(kind, annotation)]
             if len(fitting) > 1:
                 remedy = (
                     f"the values {', '.join(fitting)} are all of its type; give one by its name."

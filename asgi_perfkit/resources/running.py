@@ -185,6 +185,6 @@ def need_app(manager: ResourceManager) -> ResourceManager:
     return app
 
 
-async def called(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def called(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function on the loop, where something awaits it."""
     return call(*args, **kwargs)

@@ -7,6 +7,8 @@ entered it. Nor is anything put around it that has to be left before what it exi
   The work has time-outs and task groups of its own, and these cancel its task, too. They do it in a callback of the
   loop or in a task, in the context of the code that has started these, and so it shows in the context whether it was
   the work. What comes from elsewhere is put off until the work is over. anyio's scopes go the same way.
+  A task group that was entered before and is left in the work is elsewhere, too; but it takes back that it has
+  cancelled, by the task's `uncancel`, and that is answered as well.
 * On trio it is a cancel scope whose shield is put up for the time. Where there is none around all that the work exits,
   a scope of the work's own has to do.
 """
@@ -14,14 +16,18 @@ entered it. Nor is anything put around it that has to be left before what it exi
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, TypeVar
 
 from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 
 __all__ = ["shielded"]
+
+logger = logging.getLogger("asgi_perfkit")
 
 T = TypeVar("T")
 
@@ -31,7 +37,7 @@ async def shielded(work: Awaitable[T], region: Any = None) -> T:
 
     :param region: on trio, the cancel scope around all that `work` exits; None if there is none.
     :return: what the work returns.
-    :raises: what it raises; or else the cancellation that came meanwhile.
+    :raises: the cancellation that came meanwhile (an exception of the work is logged then); or else what it raises.
     """
     if asyncio_loop() is None:
         if not on_trio():  # closed by a garbage collection, say
@@ -53,6 +59,10 @@ async def shielded(work: Awaitable[T], region: Any = None) -> T:
     guard.put_up()
     try:
         return await work
+    except Exception as error:
+        if guard.deferred:
+            logger.error("The closing of resources failed, and was cancelled.", exc_info=error)
+        raise
     finally:
         guard.take_down()
         if guard.deferred:
@@ -60,7 +70,7 @@ async def shielded(work: Awaitable[T], region: Any = None) -> T:
 
 
 class _Guard:
-    """Answers for the `cancel` of a task."""
+    """Answers for the `cancel` and the `uncancel` of a task."""
 
     __slots__ = ("_around", "_cancel", "_task", "_token", "_wider", "deferred")
 
@@ -75,22 +85,50 @@ class _Guard:
 
     def put_up(self) -> None:
         self._token = _guard.set(self)
-        self._task.cancel = self
+        self._answer(self)
 
     def take_down(self) -> None:
-        if self._wider is None:
-            del self._task.cancel
-        else:
-            self._task.cancel = self._wider
+        self._answer(self._wider)
         _guard.reset(self._token)
+
+    def _answer(self, guard: _Guard | None) -> None:
+        """Let `guard` answer, or the task itself."""
+        task = self._task
+        counts = hasattr(task, "uncancel")  # not on Python 3.10
+        if guard is not None:
+            task.cancel = guard
+            if counts:
+                task.uncancel = guard.take_back
+        else:
+            del task.cancel
+            if counts:
+                del task.uncancel
 
     def __call__(self, msg: Any = None) -> bool:
         if self._is_around():
             return self._pass_on(msg)
+        if _is_group_that_ends(sys._getframe(1)):
+            return True
         if self._wider is not None and not self._wider._is_around():
             return self._wider(msg)
         self.deferred[msg] = self.deferred.get(msg, 0) + 1
         return True
+
+    def take_back(self) -> int:
+        """Answer for the `uncancel`: what has got through counts first, and then what was put off.
+
+        :return: how often the task is cancelled.
+        """
+        guard: _Guard | None = self
+        while guard is not None and not self._task.cancelling():
+            if guard.deferred:
+                msg, times = guard.deferred.popitem()
+                if times > 1:
+                    guard.deferred[msg] = times - 1
+                return 0
+            guard = guard._wider
+        left: int = type(self._task).uncancel(self._task)
+        return left
 
     def _is_around(self) -> bool:
         """Whether the running code belongs to the work."""
@@ -123,6 +161,19 @@ class _Guard:
             for _ in range(times):
                 self._pass_on(msg)
         await asyncio.sleep(0)
+
+
+_GROUPS: Any = getattr(asyncio, "TaskGroup", ()) if sys.version_info < (3, 13) else ()
+
+
+def _is_group_that_ends(caller: FrameType) -> bool:
+    """Whether a task group that is being left cancels its task, because a child has failed.
+
+    It has cancelled the other children, and all that it does is wait for these. Before Python 3.13 it does not take
+    that back; from then on that is answered, and its cancellation is to be counted.
+    """
+    group = caller.f_locals.get("self")
+    return isinstance(group, _GROUPS) and getattr(group, "_exiting", False)
 
 
 _guard: ContextVar[_Guard | None] = ContextVar("asgi_perfkit.resources.guard", default=None)

@@ -82,12 +82,14 @@ def kind_of(call: Callable[..., Any], thread: bool | None) -> int:
 
     :param thread: whether in a worker thread, if it is not asynchronous; None: unless it is a class.
     """
+    call = _called(call)
     if isinstance(call, type):
         return THREAD if thread else INLINE
     function = _function_of(call)
     if inspect.isasyncgenfunction(function):
         return ASYNC_GENERATOR
-    if inspect.iscoroutinefunction(function):
+    # Of itself only `unittest.mock.AsyncMock` says so.
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
         return ASYNC
     in_thread = thread is None or thread
     if inspect.isgeneratorfunction(function):
@@ -105,6 +107,9 @@ def name_of(call: object) -> str:
 
 def parameters_of(call: Callable[..., Any]) -> list[Wanted]:
     """What `call` can be called with, but for ``*args`` and ``**kwargs``."""
+    function_name = name_of(call)
+    if not isinstance(call, functools.partial):
+        call = _called(call)
     try:
         if sys.version_info >= (3, 14):
             from annotationlib import Format
@@ -116,7 +121,6 @@ def parameters_of(call: Callable[..., Any]) -> list[Wanted]:
         return []
     names: _Names | None = None
     found = []
-    function_name = name_of(call)
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -153,10 +157,17 @@ def parameters_of(call: Callable[..., Any]) -> list[Wanted]:
     return found
 
 
-def _function_of(call: Any) -> Any:
-    """The function that says what calling `call` comes to."""
+def _called(call: Any) -> Any:
+    """What is called when a ``functools.partial``, or a generic class with its parameters, is called."""
     while isinstance(call, functools.partial):
         call = call.func
+    origin = typing.get_origin(call)
+    return origin if isinstance(origin, type) else call
+
+
+def _function_of(call: Any) -> Any:
+    """The function that says what calling `call` comes to."""
+    call = _called(call)
     if inspect.isroutine(call):
         return call
     return type(call).__call__

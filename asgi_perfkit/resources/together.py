@@ -144,7 +144,7 @@ def _expression(names: Names, node: Node) -> str:
         return names.deferred(node)
     arguments = names.arguments(node)
     if node.kind == THREAD:
-        return f"run_in_threadpool(c{number}{', ' if arguments else ''}{arguments})"
+        return f"run_in_threadpool({names.in_thread(node, f'c{number}')})"
     if node.kind == THREAD_GENERATOR:
         return f"keeper.enter(m{number}({arguments}))"
     return f"c{number}({arguments})"
@@ -155,7 +155,7 @@ def _finish(plan: Plan, names: Names, namespace: dict[str, Any]) -> Callable[...
     root = plan.root
     arguments = names.arguments(root)
     if root.kind == THREAD:
-        call = f"await run_in_threadpool(func{', ' if arguments else ''}{arguments})"
+        call = f"await run_in_threadpool({names.in_thread(root, 'func')})"
     elif root.kind == THREAD_GENERATOR:
         call = f"await manager.enter(contextmanager(func)({arguments}))"
     elif root.kind in GENERATORS:

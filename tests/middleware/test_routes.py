@@ -352,6 +352,13 @@ shop = APIRouter(prefix="/shop/{shop_id}")
 shop.include_router(items)
 tenant = APIRouter()
 tenant.include_router(shop, prefix="/v/{version}")
+
+
+async def plain(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("plain")
+
+
+tenant.add_route("/plain/{name}", plain)  # a route of Starlette's in a router of FastAPI's
 sub_app = FastAPI()
 sub_app.include_router(shop)
 
@@ -410,6 +417,8 @@ FASTAPI = fastapi_app()
             "/t/{tenant}/v/{version}/shop/{shop_id}/items/{item_id}",
             200,
         ),
+        ("GET /t/1/plain/x", "/t/{tenant}/plain/{name}", 200),
+        ("PUT /t/1/plain/x", "/t/{tenant}/plain/{name}", 405),
         ("WEBSOCKET /items/1/ws", "/items/{item_id}/ws", 101),
         ("WEBSOCKET /shop/1/items/2/ws", "/shop/{shop_id}/items/{item_id}/ws", 101),
         # mounted apps

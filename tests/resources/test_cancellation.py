@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from asgi_perfkit import Depends, ResourceManager, resolve
+from asgi_perfkit import Depends, ResourceManager, ResourcesClosedError, resolve
 from tests.resources.driver import Log, cancel_everywhere
 from tests.support import Trouble, checkpoint, forever
 
@@ -302,3 +302,129 @@ class _Pause:
 
 def _pause() -> Any:
     return _Pause()
+
+
+async def _fail() -> None:
+    await asyncio.sleep(0)
+    raise Trouble
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no task groups")
+@pytest.mark.parametrize("native", [True, False])
+def test_a_group_that_is_held_fails_as_itself(run_asyncio: Any, native: bool) -> None:
+    """Its child fails while it, or something opened later, is closed: nobody has cancelled anything."""
+
+    async def work(late: bool) -> None:
+        failed = asyncio.Event()
+
+        async def fail() -> None:
+            asyncio.get_running_loop().call_later(0.005, failed.set)
+            await _fail()
+
+        async with ResourceManager() as resources:
+            group: Any = asyncio.TaskGroup() if native else anyio.create_task_group()
+            await resources.enter(group)
+            if native:
+                group.create_task(fail())
+            else:
+                group.start_soon(fail)
+            if late:
+                resources.push_async_callback(failed.wait)
+
+    async def main() -> None:
+        task: Any = asyncio.current_task()
+        for late in (False, True):
+            with pytest.raises(ExceptionGroup) as caught:  # noqa: F821
+                await work(late)
+            assert caught.group_contains(Trouble)
+            assert task.cancelling() == 0
+            await asyncio.sleep(0)
+
+    run_asyncio(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no task groups")
+def test_a_group_that_is_held_takes_back_no_other_cancellation(run_asyncio: Any) -> None:
+    """That of the task comes behind the closing, as ever."""
+
+    async def work(closing: asyncio.Event) -> None:
+        async with ResourceManager() as resources:
+            group = await resources.enter(asyncio.TaskGroup())
+            failing = group.create_task(_fail())
+
+            async def wait() -> None:
+                await asyncio.wait([failing])
+                closing.set()
+                await asyncio.sleep(0.005)
+
+            resources.push_async_callback(wait)
+
+    async def main() -> None:
+        closing = asyncio.Event()
+        task = asyncio.ensure_future(work(closing))
+        await closing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+    run_asyncio(main)
+
+
+def test_a_failure_that_gives_way_to_a_cancellation_is_logged(
+    run_asyncio: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        closing = asyncio.Event()
+
+        async def fail() -> None:
+            closing.set()
+            await asyncio.sleep(0.005)
+            raise Trouble
+
+        async def work() -> None:
+            async with ResourceManager() as resources:
+                resources.push_async_callback(fail)
+
+        task = asyncio.ensure_future(work())
+        await closing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run_asyncio(main)
+    assert "Trouble" in caplog.text
+
+
+def test_nothing_is_opened_while_the_cancellation_is_delivered(run_asyncio: Any) -> None:
+    """That takes a turn of the loop, in which others run: all is closed by then."""
+    log = Log()
+
+    async def main() -> None:
+        closing, closed = asyncio.Event(), asyncio.Event()
+        resources = ResourceManager()
+
+        async def close() -> None:
+            closing.set()
+            await asyncio.sleep(0.005)
+            closed.set()
+
+        async def late() -> None:
+            await closed.wait()
+            with pytest.raises(ResourcesClosedError):
+                await resources.enter(log.thing("late"))
+
+        async def work() -> None:
+            async with resources:
+                resources.push_async_callback(close)
+
+        others = asyncio.ensure_future(late())
+        task = asyncio.ensure_future(work())
+        await closing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await others
+
+    run_asyncio(main)
+    log.balance()

@@ -6,7 +6,17 @@ import dataclasses
 import functools
 import pickle
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+import threading
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypedDict,
+    TypeVar,
+)
 
 import pytest
 
@@ -292,3 +302,58 @@ def test_a_name_that_gets_its_value_later(run: Any) -> None:
     early = True
     with pytest.raises(NameError):
         make()
+
+
+def test_a_dependency_that_cannot_be_given() -> None:
+    """By position only, behind one that has no value: else the function would get the marker itself."""
+
+    def handler(a: int = 1, b: int = Depends(lambda: 2), /) -> int:
+        return a + b
+
+    with pytest.raises(DependencyError, match=r"^handler\(b\): it can be given by position only"):
+        resolve(handler)
+
+
+class Named(Protocol):
+    name: str
+
+
+class Fields(TypedDict):
+    name: str
+
+
+def test_types_that_cannot_tell_what_is_of_them(run: Any) -> None:
+    """Values are given to these by name only."""
+
+    def handler(a: Named | None = None, b: Named = "b", c: Fields = "c", **_: Any) -> Any:  # type: ignore[assignment]
+        return a, b, c
+
+    def one(a: Named, b: Fields) -> Any:
+        return a, b
+
+    assert run(functools.partial(resolve, handler, x=Named)) == (None, "b", "c")
+    assert run(functools.partial(resolve, one, a=1, b=2)) == (1, 2)
+
+
+T = TypeVar("T")
+
+
+class Box(Generic[T]):
+    def __init__(self, it: int = Depends(lambda: 3)) -> None:
+        self.it = it
+        self.thread = threading.current_thread()
+
+
+box_of_four = functools.partial(Box, it=4)
+
+
+def test_what_stands_for_a_class_is_called_as_the_class_is(run: Any) -> None:
+    """A generic class with its parameters, and a partial: on the loop, with its own dependencies."""
+
+    async def handler(
+        a: Box[int] = Depends(Box[int]), b: Box[Any] = Depends(box_of_four)
+    ) -> list[int]:
+        assert a.thread is b.thread is threading.current_thread()
+        return [a.it, b.it]
+
+    assert run(resolve, handler) == [3, 4]

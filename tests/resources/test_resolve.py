@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import functools
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Annotated, Any
+from unittest.mock import AsyncMock
 from weakref import WeakValueDictionary
 
 import pytest
@@ -803,3 +805,42 @@ def test_functions_that_cannot_be_referred_to_weakly(run: Any) -> None:
             return a
 
     assert run(resolve, Slotted()) == "plain"
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+@pytest.mark.parametrize("ttl", [None, 60])
+def test_parameters_named_like_options_of_ours(
+    run: Any, concurrent: bool, ttl: float | None
+) -> None:
+    """What a function is called with is its own, whatever it is called by."""
+
+    def dependency(
+        *, limiter: str = Depends(plain), thread_sensitive: int = 0, call: str = Depends(plain)
+    ) -> tuple[str, int, str]:
+        return limiter, thread_sensitive, call
+
+    def handler(
+        *,
+        a: Any = Depends(dependency, ttl=ttl),
+        limiter: Any = Depends(dependency, ttl=ttl, thread=False),
+    ) -> Any:
+        return a, limiter
+
+    async def main() -> None:
+        expected = ("plain", 7, "plain")
+        got = await resolve(handler, thread_sensitive=7, concurrent=concurrent)
+        assert got == (expected, expected)
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="inspect.signature() of these fails")
+def test_a_mock_in_the_place_of_an_async_function(run: Any) -> None:
+    async def handler(it: Annotated[str, Depends(plain)]) -> str:
+        return it
+
+    async def main() -> None:
+        with dependency_overrides({plain: AsyncMock(return_value="mock")}):
+            assert await resolve(handler) == "mock"
+
+    run(main)
