@@ -794,7 +794,7 @@ WRONG_OPTIONS: Iterable[tuple[dict[str, Any], type[Exception]]] = [
 ]
 
 
-@pytest.mark.parametrize("engine", NO_ENGINES, ids=repr)
+@pytest.mark.parametrize("engine", NO_ENGINES, ids=lambda engine: type(engine).__name__)
 def test_what_is_no_engine_is_refused(engine: Any) -> None:
     """Where it is given; an executor for one, whose `submit` takes the arguments themselves."""
     for make in (
