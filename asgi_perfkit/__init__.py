@@ -10,16 +10,26 @@ from asgi_perfkit.caching.cached import cached
 from asgi_perfkit.caching.request import RequestScopedCache
 from asgi_perfkit.encoding.encoder import Encoder, dumps
 from asgi_perfkit.encoding.events import Event
+from asgi_perfkit.endpoint.app import endpoint
+from asgi_perfkit.endpoint.intake import BodyStream
+from asgi_perfkit.endpoint.markers import Body, Form, Header, Path, Query
+from asgi_perfkit.endpoint.uploads import UploadFile
 from asgi_perfkit.exceptions import (
+    BodyTooLargeError,
     CleanupError,
+    ClientDisconnectedError,
     ConfigurationError,
     DependencyCycleError,
     DependencyError,
     EncodeError,
+    InvalidRequestError,
+    MalformedBodyError,
     NoRequestError,
     PerfKitError,
     QueueFullError,
+    RequestError,
     ResourcesClosedError,
+    UnsupportedBodyError,
 )
 from asgi_perfkit.metrics.registry import Registry, default_registry
 from asgi_perfkit.metrics.runtime import get_runtime_stats
@@ -52,8 +62,12 @@ __all__ = [
     "BackgroundTaskMiddleware",
     "BackgroundTasks",
     "BatchedBackgroundTasks",
+    "Body",
+    "BodyStream",
+    "BodyTooLargeError",
     "CeleryEngine",
     "CleanupError",
+    "ClientDisconnectedError",
     "ConfigurationError",
     "DependencyCycleError",
     "DependencyError",
@@ -62,16 +76,23 @@ __all__ = [
     "Encoder",
     "Event",
     "EventStream",
+    "Form",
     "Handoff",
+    "Header",
+    "InvalidRequestError",
     "JSON",
     "JSONArray",
+    "MalformedBodyError",
     "NDJSON",
     "NoRequestError",
+    "Path",
     "PerfKit",
     "PerfKitError",
     "PerformanceMiddleware",
+    "Query",
     "QueueFullError",
     "Registry",
+    "RequestError",
     "RequestScopedCache",
     "ResourceManager",
     "ResourceMiddleware",
@@ -80,6 +101,8 @@ __all__ = [
     "TaskFailure",
     "TaskiqEngine",
     "ThreadLimiter",
+    "UnsupportedBodyError",
+    "UploadFile",
     "add_task",
     "app_resources",
     "cached",
@@ -89,6 +112,7 @@ __all__ = [
     "default_registry",
     "dependency_overrides",
     "dumps",
+    "endpoint",
     "get_performance_stats",
     "get_runtime_stats",
     "iterate_in_threadpool",

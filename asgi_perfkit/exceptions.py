@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
+    "BodyTooLargeError",
     "CleanupError",
+    "ClientDisconnectedError",
     "ConfigurationError",
     "ConfigurationTypeError",
     "ConfigurationValueError",
     "DependencyCycleError",
     "DependencyError",
     "EncodeError",
+    "InvalidRequestError",
+    "MalformedBodyError",
     "NoRequestError",
     "PerfKitError",
+    "Problem",
     "QueueFullError",
+    "RequestError",
     "ResourcesClosedError",
+    "UnsupportedBodyError",
 ]
 
 
@@ -182,3 +189,125 @@ class ResourcesClosedError(PerfKitError, RuntimeError):
             "These resources are closed, as those of a request are when it is over. In a task that outlives it, "
             "open what it needs with `async with ResourceManager()`."
         )
+
+
+class Problem(NamedTuple):
+    """What does not fit in a request, and where that is.
+
+    :ivar part: of the request: ``"body"``, ``"form"``, ``"query"``, ``"path"`` or ``"header"``.
+    :ivar place: in that part: the name of the parameter; in a body of JSON, the path to it (``"$.items[3].price"``).
+    :ivar reason: what is wrong.
+    """
+
+    part: str
+    place: str
+    reason: str
+
+
+class RequestError(PerfKitError):
+    """What a client has sent cannot be used. An :func:`endpoint` answers with its status and what it says.
+
+    :ivar status: of that response.
+    """
+
+    status: ClassVar[int] = 400
+
+    def answer(self) -> dict[str, Any]:
+        """What the client is told, as JSON."""
+        return {"error": str(self)}
+
+
+class InvalidRequestError(RequestError):
+    """A request does not fit what is wanted of it; raised in a function or a dependency, it is answered likewise.
+
+    :ivar problems: all that were found.
+    """
+
+    status = 422
+
+    def __init__(self, problems: Iterable[tuple[str, str, str]]) -> None:
+        self.problems = [Problem(*each) for each in problems]
+        shown = "; ".join(f"{part} {place}: {reason}" for part, place, reason in self.problems)
+        super().__init__(f"The request does not fit: {shown}")
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.problems,)
+
+    def answer(self) -> dict[str, Any]:
+        return {
+            "error": "The request does not fit.",
+            "problems": [
+                {"in": part, "place": place, "reason": reason}
+                for part, place, reason in self.problems
+            ],
+        }
+
+
+class MalformedBodyError(RequestError):
+    """A body is not of the form that its content type says.
+
+    :ivar position: where it breaks, if that is known: the line and the column, from 1, and the offset, from 0, all in
+        characters.
+    """
+
+    def __init__(self, reason: str, position: tuple[int, int, int] | None = None) -> None:
+        where = "" if position is None else f" at line {position[0]}, column {position[1]}"
+        super().__init__(f"The body is malformed: {reason}{where}.")
+        self._reason = reason
+        self.position = position
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._reason, self.position)
+
+    def answer(self) -> dict[str, Any]:
+        found = super().answer()
+        if self.position is not None:
+            found["position"] = dict(zip(("line", "column", "offset"), self.position, strict=True))
+        return found
+
+
+class UnsupportedBodyError(RequestError):
+    """A body is of a content type that the endpoint does not take.
+
+    :ivar content_type: as the client has sent it; empty if it has sent none.
+    :ivar accepted: what would do.
+    """
+
+    status = 415
+
+    def __init__(self, content_type: str, accepted: Sequence[str]) -> None:
+        super().__init__(
+            f"The body's content type is {content_type or 'missing'}; it can be {' or '.join(accepted)}."
+        )
+        self.content_type = content_type
+        self.accepted = tuple(accepted)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.content_type, self.accepted)
+
+
+class BodyTooLargeError(RequestError):
+    """A body, or a part of it, is larger than it may be; the rest of it was not read.
+
+    :ivar max_size: how large it may be, in bytes, parts or files.
+    """
+
+    status = 413
+
+    def __init__(self, max_size: int, what: str = "The body", unit: str = "bytes") -> None:
+        super().__init__(f"{what} has more than {max_size} {unit}, which is the limit.")
+        self.max_size = max_size
+        self._rest = what, unit
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.max_size, *self._rest)
+
+
+class ClientDisconnectedError(PerfKitError):
+    """The client has left while its request was being read: there is nobody to answer."""
+
+    def __init__(self) -> None:
+        super().__init__("The client has left before all of the request's body had come.")
+
+    def __reduce__(self) -> Any:
+        return type(self), ()

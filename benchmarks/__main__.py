@@ -31,6 +31,7 @@ TOPICS = (
     "threads",
     "background",
     "encoder",
+    "endpoint",
     "compression",
     "throughput",
     "import_time",

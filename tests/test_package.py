@@ -67,7 +67,7 @@ def test_core_dependencies_are_exactly_four() -> None:
 def test_dev_is_every_extra() -> None:
     extras = set(DISTRIBUTION.metadata.get_all("Provides-Extra") or ())
     assert extras == {
-        "bench", "celery", "compression", "dev", "lint", "samples", "taskiq", "test",
+        "bench", "celery", "compression", "dev", "forms", "lint", "samples", "taskiq", "test",
     }  # fmt: skip
     of_dev = re.compile(r"""asgi_perfkit\[([\w,-]+)\];.*extra\s*==\s*["']dev["']""")
     (listed,) = filter(None, map(of_dev.match, DISTRIBUTION.requires or ()))

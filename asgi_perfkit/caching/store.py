@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from math import isinf
 from threading import RLock
 from time import perf_counter_ns
 from typing import Any, Final
@@ -16,6 +15,8 @@ __all__ = ["MISSING", "CacheStatistics", "Store", "checked_size", "checked_ttl_n
 
 MISSING: Final[Any] = object()
 """Stands where there is no value; None is one."""
+
+_FOR_EVER = 1e18  # seconds
 
 
 @dataclass(frozen=True)
@@ -203,4 +204,4 @@ def checked_ttl_ns(subject: str, ttl: object) -> int | None:
             ttl,
             "values must be good for some time: give seconds above 0, or None.",
         )
-    return None if isinf(ttl) else max(1, round(ttl * 1e9))
+    return None if ttl > _FOR_EVER else max(1, round(ttl * 1e9))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from asgi_perfkit.exceptions import NoRequestError
-from asgi_perfkit.resources.manager import ResourceManager, innermost
-from asgi_perfkit.steps import current_account
+from asgi_perfkit.resources.manager import ResourceManager, entered, innermost
+from asgi_perfkit.steps import Account, current_account
 
-__all__ = ["app_manager", "app_resources", "current_resources"]
+__all__ = ["app_manager", "app_resources", "current_resources", "has_resources"]
 
 
 def current_resources() -> ResourceManager:
@@ -45,6 +45,19 @@ def app_manager(manager: ResourceManager | None) -> ResourceManager | None:
     if manager is not None and manager.request is not None:
         return manager.request.app()
     return lifetime.get()
+
+
+def has_resources(account: Account | None) -> bool:
+    """Whether :func:`current_resources` gives any here; makes none.
+
+    :param account: the current one.
+    """
+    while account is not None:
+        if account.resources is not None:
+            return True
+        account = account.parent
+    manager = entered.get()
+    return manager is not None and not manager.closed
 
 
 lifetime: ContextVar[ResourceManager | None] = ContextVar(

@@ -37,6 +37,9 @@ KNOWN: Final = "known"  # of the request
 # By the identity of what is replaced.
 Overrides = Mapping[Hashable, Callable[..., Any]]
 _NONE: Overrides = {}
+_MISSING: Final = (
+    "nobody provides it: give it a default, Depends(...), or a value of that name to resolve()."
+)
 
 
 class Known:
@@ -154,6 +157,7 @@ def make_plan(
     known: Collection[str] = (),
     overrides: Overrides = _NONE,
     mark: Hashable = None,
+    missing: str = _MISSING,
 ) -> Plan:
     """The plan for `func`.
 
@@ -161,10 +165,11 @@ def make_plan(
     :param known: the names of those that the request knows.
     :param overrides: what is called in the place of what.
     :param mark: goes into the keys of what that changes.
+    :param missing: what to do about a parameter that gets no value.
     :raises DependencyError: a parameter gets no value, or one that does not live as long as what it is for.
     :raises DependencyCycleError: a function depends on itself.
     """
-    planner = _Planner(given or {}, known, overrides, mark)
+    planner = _Planner(given or {}, known, overrides, mark, missing)
     root = Node(func, Dependency(func))
     root.call = func
     root.kind = kind_of(func, None)
@@ -188,11 +193,13 @@ class _Planner:
         known: Collection[str],
         overrides: Overrides,
         mark: Hashable,
+        missing: str,
     ) -> None:
         self._given = given
         self._known = known
         self._overrides = overrides
         self._mark = mark
+        self._remedy = missing
         self.by_type = False
         self.nodes: list[Node] = []
         self._found: dict[Hashable, Node] = {}
@@ -320,7 +327,7 @@ class _Planner:
                 f"({', '.join(wanted.unknown)}): define what marks the parameter in the module."
             )
         else:
-            remedy = "nobody provides it: give it a default, Depends(...), or a value of that name to resolve()."
+            remedy = self._remedy
         return DependencyError(self._names(), wanted.parameter.name, remedy)
 
     def _names(self) -> list[str]:

@@ -19,6 +19,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable
+from contextlib import suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TypeVar
@@ -89,7 +90,8 @@ class _Guard:
 
     def take_down(self) -> None:
         self._answer(self._wider)
-        _guard.reset(self._token)
+        with suppress(ValueError):  # closed by a garbage collection, in another context
+            _guard.reset(self._token)
 
     def _answer(self, guard: _Guard | None) -> None:
         """Let `guard` answer, or the task itself."""

@@ -18,7 +18,7 @@ from asgi_perfkit.resources.plan import Overrides, identity, make_plan
 from asgi_perfkit.resources.together import continuation, is_concurrent, join_plan
 from asgi_perfkit.steps import current_account
 
-__all__ = ["dependency_overrides", "resolve"]
+__all__ = ["dependency_overrides", "overrides_in_force", "resolve"]
 
 T = TypeVar("T")
 
@@ -198,6 +198,11 @@ _here: ContextVar[_Functions | None] = ContextVar("asgi_perfkit.resources.overri
 def _functions_here() -> _Functions:
     here = _here.get()
     return _functions if here is None else here
+
+
+def overrides_in_force() -> Overrides:
+    """What is called here in the place of what; nothing as a rule."""
+    return _functions_here().overrides if _in_force else _functions.overrides
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -295,6 +296,25 @@ def test_a_coroutine_that_is_closed_does_what_needs_no_waiting() -> None:
     assert log == ["closed"]
 
 
+def test_a_closing_that_is_closed_from_elsewhere(run_asyncio: Any) -> None:
+    """By a garbage collection, say: in another context."""
+
+    async def work() -> None:
+        async with ResourceManager() as resources:
+            resources.push_async_callback(forever)
+
+    async def main() -> None:
+        task: Any = asyncio.ensure_future(work())
+        await asyncio.sleep(0)
+        copy_context().run(task.get_coro().close)
+        assert type(task.cancel).__name__ != "_Guard"
+        task.cancel()
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await task
+
+    run_asyncio(main)
+
+
 class _Pause:
     def __await__(self) -> Any:
         yield
@@ -398,7 +418,7 @@ def test_a_failure_that_gives_way_to_a_cancellation_is_logged(
 
 def test_nothing_is_opened_while_the_cancellation_is_delivered(run_asyncio: Any) -> None:
     """That takes a turn of the loop, in which others run: all is closed by then."""
-    log = Log()
+    log: list[str] = []
 
     async def main() -> None:
         closing, closed = asyncio.Event(), asyncio.Event()
@@ -412,7 +432,7 @@ def test_nothing_is_opened_while_the_cancellation_is_delivered(run_asyncio: Any)
         async def late() -> None:
             await closed.wait()
             with pytest.raises(ResourcesClosedError):
-                await resources.enter(log.thing("late"))
+                resources.push_callback(log.append, "never called")
 
         async def work() -> None:
             async with resources:
@@ -427,4 +447,3 @@ def test_nothing_is_opened_while_the_cancellation_is_delivered(run_asyncio: Any)
         await others
 
     run_asyncio(main)
-    log.balance()

@@ -43,8 +43,9 @@ def anyio_backend() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of servers, which take longest, and keep them in one process: they share the servers."""
+    """Begin with the tests of servers, which take longest, and keep those that share servers in one process."""
     items.sort(key=lambda item: not item.path.is_relative_to(HERE))
     for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.xdist_group("servers"))
+        if item.path.is_relative_to(HERE) and isinstance(item, pytest.Function):
+            shares = "server" in item.fixturenames and not hasattr(item.module, "server")
+            item.add_marker(pytest.mark.xdist_group("servers" if shares else item.path.name))
