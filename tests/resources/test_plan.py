@@ -357,3 +357,20 @@ def test_what_stands_for_a_class_is_called_as_the_class_is(run: Any) -> None:
         return [a.it, b.it]
 
     assert run(resolve, handler) == [3, 4]
+
+
+def test_tools_find_no_marks_of_theirs_where_annotations_are_read(run: Any) -> None:
+    """pytest looks for `__tracebackhide__` among the names of every frame of a traceback."""
+
+    async def broken(a: 1 / 0 = 1) -> None:  # type: ignore[valid-type]
+        raise AssertionError
+
+    with pytest.raises(DependencyError, match="ZeroDivisionError") as caught:
+        run(resolve, broken)
+    error = caught.value.__cause__
+    assert error is not None
+    traceback = error.__traceback__
+    while traceback is not None:
+        with pytest.raises(KeyError):
+            traceback.tb_frame.f_locals["__tracebackhide__"]
+        traceback = traceback.tb_next
