@@ -16,11 +16,18 @@ from tests.encoding.decoding import Reader, decompressed
 from .client import PATIENCE_SECONDS, Connection
 from .figures import Meter
 from .harness import Server
-from .test_threads import ON_EACH, PRICES, SALES
+from .test_threads import PRICES, SALES, SAMPLES
 
 pytestmark = pytest.mark.anyio
 
 GZIP = [("accept-encoding", "gzip")]
+
+# All of a book is much to read, and is written by the app: each on one loop, and one on trio.
+READERS = [
+    deployment
+    for deployment in SAMPLES
+    if deployment.worker == "asyncio" or str(deployment) == "raw-trio"
+]
 
 
 class Events:
@@ -93,7 +100,7 @@ async def test_an_object_is_json_whatever_the_framework_makes_of_it(server: Serv
     assert missing.status == 404
 
 
-@ON_EACH
+@pytest.mark.parametrize("server", READERS, indirect=True, ids=str)
 async def test_each_row_is_a_line(server: Server) -> None:
     """All of the real book, compressed for who asks for that."""
     async with Connection(server.port) as connection:

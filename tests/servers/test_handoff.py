@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from .harness import VARIANTS, Application, Deployment, Server, ServerFailed, serve
+from .witness import Witness
 
 REDIS = shutil.which("redis-server")
 PATIENCE_SECONDS = 15
@@ -95,24 +95,20 @@ class Redis:
 class Place:
     """Where a test has its servers, its workers, and what these have written."""
 
-    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, witness: Witness) -> None:
         self.folder = folder
         self.redis = Redis(folder / "redis")
         self._patch = patch
-        self._witness = folder / "witness.sqlite3"
-        with contextlib.closing(sqlite3.connect(self._witness, isolation_level=None)) as database:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("CREATE TABLE seen (word TEXT, number TEXT, process INTEGER)")
-        patch.setenv("WITNESS", str(self._witness))
+        self._witness = witness
+        patch.setenv("WITNESS", str(witness.path))
         patch.setenv("REDIS_URL", f"redis://127.0.0.1:{self.redis.port}/0")
 
     def rows(self) -> list[tuple[str, str, int]]:
-        with contextlib.closing(sqlite3.connect(self._witness, timeout=10)) as database:
-            return database.execute("SELECT * FROM seen ORDER BY rowid").fetchall()
+        return self._witness.rows()
 
     def numbers(self, word: str) -> list[str]:
         """The tasks that this was written of, sorted."""
-        return sorted(row[1] for row in self.rows() if row[0] == word)
+        return sorted(self._witness.numbers(word))
 
     def until(self, word: str, *numbers: str) -> None:
         """Wait until this was written of all these tasks."""
@@ -158,18 +154,29 @@ class Place:
             yield server
 
 
+@contextlib.contextmanager
+def make_place(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with contextlib.closing(Witness(folder / "witness.sqlite3")) as witness:
+        yield Place(folder, patch, witness)
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path, monkeypatch)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with make_place(tmp_path, monkeypatch) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
 def working_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Where Redis and the workers of both engines run all the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        place = Place(tmp_path_factory.mktemp("handoff"), patch)
-        with place.redis.up(), place.celery_worker(), place.taskiq_worker():
-            yield place
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_place(tmp_path_factory.mktemp("handoff"), patch) as place,
+        place.redis.up(),
+        place.celery_worker(),
+        place.taskiq_worker(),
+    ):
+        yield place
 
 
 def order(server: Server, *paths: str) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""An app whose tasks keep a record of themselves: each line of the journal is one write, in order."""
+"""An app whose tasks keep a record of themselves, as the app does of those that it has added."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from witness import note
+
 from asgi_perfkit import PerfKit, TaskFailure, add_task
 
-JOURNAL = Path(os.environ["JOURNAL"])
 GATES = Path(os.environ["GATES"])
 DRAIN_SECONDS = float(os.environ.get("DRAIN_SECONDS", "30"))
-
-
-def note(*words: object) -> None:
-    """Append a line: short writes at the end of a file are not torn, nor mixed with those of other processes."""
-    line = " ".join(map(str, (*words, os.getpid()))) + "\n"
-    descriptor = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
 
 
 def gate_is_open(number: str) -> bool:
@@ -87,16 +78,16 @@ TASKS = {
 
 
 def tell(failure: TaskFailure) -> None:
-    note("reported", *failure.args, failure.reason)
+    note(failure.reason, *failure.args)
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await receive()
-        note("startup", "of")
+        note("startup")
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        note("shutdown", "of")
+        note("shutdown")
         await send({"type": "lifespan.shutdown.complete"})
         return
     if scope["type"] == "websocket":
@@ -123,7 +114,7 @@ async def converse(receive: Any, send: Any) -> None:
     while (message := await receive())["type"] == "websocket.receive":
         queue_task(message["text"])
         await send({"type": "websocket.send", "text": "there"})
-    note("left", "behind")
+    note("left")
 
 
 kit = PerfKit(application, background={"drain_timeout": DRAIN_SECONDS, "on_error": tell})
@@ -143,7 +134,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 async def receive_and_note(receive: Any) -> Any:
     message = await receive()
     if message["type"] == "lifespan.shutdown":
-        note("asked", "to end")
+        note("asked")
     return message
 
 

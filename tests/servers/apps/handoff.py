@@ -6,7 +6,8 @@ import json
 import os
 from typing import Any
 
-from handoff_tasks import by_celery, by_taskiq, celery_app, note, taskiq_broker
+from handoff_tasks import by_celery, by_taskiq, celery_app, taskiq_broker
+from witness import note
 
 from asgi_perfkit import (
     CeleryEngine,
@@ -52,7 +53,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        note("shutdown", "")
+        note("shutdown")
         await taskiq_broker.shutdown()
         await send({"type": "lifespan.shutdown.complete"})
         return
