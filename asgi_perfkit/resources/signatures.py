@@ -215,7 +215,9 @@ class _Names(dict[str, Any]):
         for place in self._places:
             if name in place:
                 return place[name]
-        if name.startswith("__"):  # not one of an annotation: tools look for marks of theirs in all frames
+        if name.startswith(
+            "__"
+        ):  # not one of an annotation: tools look for marks of theirs in all frames
             raise KeyError(name)
         self.unknown.append(name)
         return Unresolved(name, (), {})
