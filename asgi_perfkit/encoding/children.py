@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 
-__all__ = ["Children", "Event", "new_children"]
+__all__ = ["Children", "Event", "Work", "new_children"]
 
 
 class Event(Protocol):
@@ -21,10 +21,17 @@ class Event(Protocol):
         """Wait for it."""
 
 
+class Work(Awaitable[None], Protocol):
+    """What a task awaits while it has children."""
+
+    closed: bool
+    """Whether it was closed; a GeneratorExit may also be an error of its own."""
+
+
 class Children(Protocol):
     """Of the task that calls :meth:`attend`."""
 
-    async def attend(self, work: Awaitable[None]) -> None:
+    async def attend(self, work: Work) -> None:
         """Await `work`, in the calling task; the children that are started meanwhile end with it.
 
         Returns, too, when `work` was interrupted.
@@ -75,7 +82,7 @@ class AsyncioChildren:
         self._interrupted = False
         self._over = False
 
-    async def attend(self, work: Awaitable[None]) -> None:
+    async def attend(self, work: Work) -> None:
         parent = self._parent
         counted = hasattr(parent, "cancelling")  # not before Python 3.11
         before = parent.cancelling() if counted else 0
@@ -85,9 +92,10 @@ class AsyncioChildren:
             if not self._interrupted or (counted and parent.cancelling() > before + 1):
                 raise  # others have cancelled the task
         except GeneratorExit:
-            self._over = True
-            self._cancel()
-            raise  # whoever closes a coroutine waits for nothing
+            if work.closed:  # and whoever closes a coroutine waits for nothing
+                self._over = True
+                self._cancel()
+            raise
         finally:
             if not self._over:
                 self._over = True

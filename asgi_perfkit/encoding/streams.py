@@ -287,9 +287,10 @@ class RowStream:
 class _Stepped:
     """A coroutine that is awaited, and that a stream is told of: when it waits, and when it does not any more."""
 
-    __slots__ = ("_coro", "_stream")
+    __slots__ = ("_coro", "_stream", "closed")
 
     def __init__(self, coro: Coroutine[Any, Any, None], stream: RowStream) -> None:
+        self.closed = False
         self._coro = coro
         self._stream = stream
 
@@ -315,6 +316,7 @@ class _Stepped:
         return yielded
 
     def close(self) -> None:
+        self.closed = True
         self._coro.close()
 
 

@@ -8,7 +8,11 @@ body, and where it would not get smaller:
 * `Cache-Control: no-transform`;
 * a digest of the body, which would be wrong then;
 * a type whose data are compressed by themselves, a `multipart` one, whose parts have headers of their own, gRPC, which
-  has a compression of its own, and `application/octet-stream`, which may be anything.
+  has a compression of its own, and `application/octet-stream`, which may be anything;
+* a Transfer-Encoding that is more than `chunked`: the app's own, of the bytes that it sends.
+
+`chunked` says nothing of the bytes, and is for the server to say (ASGI, "HTTP"): proxies copy it from the answers that
+they hand on. Beside a Content-Length it must not stand (RFC 9112, section 6.2), so it goes from what is compressed.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ BODILESS = frozenset((204, 206, 304))
 
 # What is asked for its value, and what leaves a response as it is by being there.
 _TELLING = frozenset(
-    b"content-type content-length cache-control "
+    b"content-type content-length cache-control transfer-encoding "
     b"content-encoding content-range content-digest repr-digest digest content-md5".split()
 )
 _COMPRESSIBLE_IMAGES = frozenset(
@@ -48,7 +52,7 @@ _INCOMPRESSIBLE = frozenset(
     b"application/x-rar-compressed application/x-rpm application/x-xz application/x-zip-compressed "
     b"application/zip application/zlib application/zstd".split()
 )
-_NEVER_SENT_AS_CODED = frozenset((b"content-length", b"accept-ranges"))
+_NEVER_SENT_AS_CODED = frozenset((b"content-length", b"accept-ranges", b"transfer-encoding"))
 
 
 def read(
@@ -65,23 +69,23 @@ def read(
     length = None
     content_type = b""
     for name, value in headers:
-        name = name.lower()  # Django sends them as it shows them
-        if name in _TELLING:
+        # Django sends them as it shows them.
+        if name in _TELLING or (name := name.lower()) in _TELLING:
             if name == b"content-type":
                 content_type = value
             elif name == b"content-length":
                 length = int(value)
-                if length < minimum_size:
+                # int() takes signs, spaces and underscores, too.
+                if length < minimum_size or not value.isdigit():
+                    return None
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked":
                     return None
             elif name != b"cache-control" or b"no-transform" in value.lower():
                 return None
+    # Last: most of what stays as it is does so for being small.
     compressible, is_event_stream = _read_type(content_type)
     return (length, is_event_stream) if compressible or any_type else None
-
-
-_read_length = lru_cache(512)(
-    int
-)  # making a number of bytes takes longer than all else that is read of them
 
 
 @lru_cache(128)

@@ -7,7 +7,9 @@ import contextlib
 import enum
 import gc
 import json
+import sys
 import threading
+import types
 import weakref
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +240,27 @@ def test_classes_are_not_kept_alive(kind: str, around: Any) -> None:
     gc.collect()
     assert alive() is None
     assert all(entry[0]() is not None for entry in encoder._known.values())
+
+
+def test_a_class_that_its_module_has_replaced_is_not_kept_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a reload does it: the old one goes when the new one has come up."""
+    module = types.ModuleType("reloaded")
+    monkeypatch.setitem(sys.modules, "reloaded", module)
+    encoder = Encoder()
+
+    def reload() -> weakref.ref[type]:
+        module.Pair = dataclass(  # type: ignore[attr-defined]
+            type("Pair", (), {"__module__": "reloaded", "__annotations__": {"a": int}, "a": 1})
+        )
+        assert encoder.dumps([module.Pair()]) == b'[{"a":1}]'  # type: ignore[attr-defined]
+        return weakref.ref(module.Pair)  # type: ignore[attr-defined]
+
+    old, new = reload(), reload()
+    gc.collect()
+    assert old() is None
+    assert new() is not None
 
 
 def test_a_class_is_decided_once() -> None:

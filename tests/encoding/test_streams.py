@@ -644,6 +644,24 @@ def test_a_cancellation_while_the_children_end_is_not_lost(run_asyncio: Run) -> 
     run_asyncio(main)
 
 
+def test_a_producer_that_raises_generator_exit_is_not_taken_for_one_that_is_closed(
+    run: Run,
+) -> None:
+    """There is somebody who waits for the children."""
+
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+        await checkpoint()
+        raise GeneratorExit
+
+    async def main() -> None:
+        with pytest.raises(GeneratorExit):
+            await stream(rows(), Reader())
+        await tasks_are_gone()
+
+    run(main)
+
+
 def test_a_reader_that_leaves_behind_an_error_changes_nothing(run_asyncio: Run) -> None:
     fail(run_asyncio, failing(1), Tardy(lambda: None), Trouble)
 

@@ -256,6 +256,7 @@ UNTOUCHED: dict[str, Message] = {
             ("Repr-Digest", "sha-256=:AAAA:"),
             ("digest", "sha-256=AAAA"),
             ("content-md5", "AAAA"),
+            ("Transfer-Encoding", "gzip, chunked"),
         )
     },
     "no-transform in a second line": start(
@@ -383,6 +384,18 @@ def test_no_range_of_the_app_is_one_of_what_was_sent(run: Any) -> None:
     """A client that asked for the rest of it would get the rest of something else."""
     first, _ = run(lambda: answer(start((b"Accept-Ranges", b"bytes")), body(TEXT)))
     assert values(first, b"accept-ranges") == []
+
+
+@pytest.mark.parametrize("bodies", [[body(TEXT)], [body(TEXT[:9], more=True), body(TEXT[9:])]])
+@pytest.mark.parametrize("name", [b"transfer-encoding", b"Transfer-Encoding"])
+def test_a_transfer_that_is_chunked_is_the_servers_to_say(
+    run: Any, name: bytes, bodies: list[Message]
+) -> None:
+    """A proxy hands it on; it must not stand beside the Content-Length of what was compressed."""
+    first, *_ = heard = run(lambda: answer(start(JSON, (name, b"Chunked")), *bodies))
+    assert read(heard) == TEXT
+    assert values(first, b"transfer-encoding") == []
+    assert len(values(first, b"content-length")) == (len(bodies) == 1)
 
 
 # ---- clients that refuse what is not compressed
@@ -523,6 +536,15 @@ def test_the_start_of_an_event_stream_does_not_wait(run: Any, accept: str | None
     assert bool(values(heard[0], b"content-encoding")) is (accept is not None)
 
 
+@pytest.mark.parametrize("bodies", [[body(TEXT)], [body(TEXT, more=True), body(b"")]])
+def test_events_that_are_there_as_a_whole_are_a_whole_body(run: Any, bodies: list[Message]) -> None:
+    """A Content-Length tells: such a response keeps one."""
+    kind = (b"content-type", b"text/event-stream")
+    first, *_ = heard = run(lambda: answer(start(kind, declared(TEXT)), *bodies))
+    assert read(heard) == TEXT
+    assert values(first, b"content-length") == [b"%d" % len(heard[1]["body"])]
+
+
 # ---- other messages
 
 HINT = {"type": "http.response.early_hint", "links": []}
@@ -603,7 +625,10 @@ def test_what_comes_behind_the_end_is_for_the_server_to_judge(run: Any) -> None:
         start(headers=[(b"content-type",)]),
         start(headers=[(None, b"")]),
         start(headers=[(b"content-type", None)]),
-        start((b"content-length", b"many")),
+        *(
+            start((b"content-length", length.replace(b"N", declared(TEXT)[1])))
+            for length in (b"many", b"", b"+N", b" N", b"N ", b"0_N", b"-N")
+        ),
     ],
 )
 def test_a_message_that_cannot_be_read_is_for_the_server_to_judge(run: Any, message: Any) -> None:
