@@ -298,7 +298,8 @@ def send_traffic(server: Server, sample: str, seconds: float, number: int) -> Tr
 
     chats = sample != "django"  # which has no websockets
     clients = [Client(server, seed, chats=chats) for seed in range(number)]
-    threads = [threading.Thread(target=use, args=[client]) for client in clients]
+    # An interruption does not wait for their answers: they end with the server.
+    threads = [threading.Thread(target=use, args=[client], daemon=True) for client in clients]
     began = time.monotonic()
     try:
         for thread in threads:
@@ -306,9 +307,8 @@ def send_traffic(server: Server, sample: str, seconds: float, number: int) -> Tr
         stop.wait(seconds)
     finally:
         stop.set()
-        for thread in threads:
-            if thread.is_alive():
-                thread.join()
+    for thread in threads:
+        thread.join()
     if failures:
         raise server.failure(f"The server stopped answering ({failures[0]!r}).")
     return Traffic(len(sent), time.monotonic() - began, number)
