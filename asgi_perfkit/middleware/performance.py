@@ -120,8 +120,7 @@ class PerformanceMiddleware:
         # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
         if current_account.get() is account:
             current_account.set(account.parent)
-        account.finish_tasks(error)
-        account.end(series)
+        account.end_before_tasks(error, series)
 
     async def _record_too(
         self, exchange: Exchange, scope: Scope, receive: Receive, send: Send

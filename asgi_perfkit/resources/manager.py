@@ -240,6 +240,11 @@ class ResourceManager:
             self.enter_region()
         self._token = entered.set(self)
 
+    def is_of(self, account: Account) -> bool:
+        """Whether the block was begun in `account`, or in the work that it stands in for."""
+        own = self._account
+        return own is account or (own is not None and own.closed and own.parent is account)
+
     def end_empty_block(self) -> bool:
         """End the block at once if there is nothing to close; whether that is so."""
         if self.exits or self.region is not None:
@@ -359,7 +364,7 @@ def innermost(account: Account | None) -> ResourceManager | None:
     :param account: the current one.
     """
     manager = entered.get()
-    if manager is not None and (manager._account is account or account is None):
+    if manager is not None and (account is None or manager.is_of(account)):
         return None if manager.closed else manager
     while account is not None:
         found = account.resources

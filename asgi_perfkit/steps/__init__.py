@@ -9,7 +9,13 @@ this work occupied the loop and how long it kept everybody else waiting at a str
 * :func:`follow_children` makes the tasks that the work starts charge the same account, until it is closed.
 """
 
-from asgi_perfkit.steps.account import Account, LateObserver, StepObserver, current_account
+from asgi_perfkit.steps.account import (
+    Account,
+    LateObserver,
+    StepObserver,
+    TaskTaker,
+    current_account,
+)
 from asgi_perfkit.steps.drive import DONE, DrivenAccount, Owner
 from asgi_perfkit.steps.follow import follow_children
 from asgi_perfkit.steps.loop import on_event_loop
@@ -21,6 +27,7 @@ __all__ = [
     "LateObserver",
     "Owner",
     "StepObserver",
+    "TaskTaker",
     "current_account",
     "follow_children",
     "on_event_loop",

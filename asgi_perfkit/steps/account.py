@@ -71,6 +71,7 @@ class Account:
     :ivar closed: whether the work is over. Tasks that outlive it are no longer charged to it.
     :ivar observers: told of every step.
     :ivar parent: the account within whose work this one was opened, while that is open; its tasks are charged to both.
+        Then what :meth:`outlasting` has made, if it was asked for.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`; None before the first.
     :ivar late: takes what is observed after the work is over; None before.
@@ -211,11 +212,39 @@ class Account:
         if self.observations:
             self._hand_over()
 
+    def outlasting(self) -> Account:
+        """What stands in for an account that has ended, and holds nothing of its work; itself before the end."""
+        if not self.closed or self.late is None:
+            return self
+        remains = self.parent
+        if remains is None:  # two threads at once may make two: one is as good as the other
+            remains = self.parent = _Remains(self)
+        return remains if type(remains) is _Remains else self
+
     def _hand_over(self) -> None:
         late = self.late
         assert late is not None
         for metric, value in self.take_observations():
             late.observe_late(metric, value)
+
+
+class _Remains(Account):
+    """What is needed later of an account that has ended."""
+
+    __slots__ = ()
+
+    def __init__(self, account: Account) -> None:
+        super().__init__()
+        self.closed = True
+        self.endpoint = account.endpoint
+        late = account.late
+        self.late = late.settled() if type(late) is _Around else late
+        self.tasks = account.tasks
+        self.encoder = account.encoder
+        self.resources = None if account.resources is None else _OVER
+
+    def outlasting(self) -> Account:
+        return self
 
 
 class _Around:
@@ -225,6 +254,11 @@ class _Around:
 
     def __init__(self, account: Account) -> None:
         self._account = account
+
+    def settled(self) -> LateObserver:
+        """Who takes it there, if that account has ended, too."""
+        lasting = self._account.outlasting()
+        return self if lasting is self._account or lasting.late is None else lasting.late
 
     def observe_late(self, metric: str, value: int) -> None:
         self._account.observe(metric, value)
@@ -242,6 +276,7 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
+_OVER = object()  # in the place of resources that were there
 
 current_account: ContextVar[Account | None] = ContextVar(
     "asgi_perfkit.current_account", default=None

@@ -42,10 +42,11 @@ class task_options:  # noqa: N801  # used like a function
         timeout: float | None = None,
         handoff: Engine | Handoff | bool | None = None,
     ) -> None:
-        if isinstance(func, task_options):  # whose options hold where there are none here
-            timeout = func.timeout if timeout is None else timeout
-            handoff = func.handoff if handoff is None else handoff
-            func = func.func
+        options = options_of(func)
+        if options is not None:  # they hold where there are none here
+            timeout = options.timeout if timeout is None else timeout
+            handoff = options.handoff if handoff is None else handoff
+            func = without_options(func)
         check_callable("task_options(func)", func)
         check_runs("task_options(func)", func)
         if timeout is not None:
@@ -80,7 +81,8 @@ class Item:
     :ivar error: what it has raised in that case.
     :ivar is_async: whether calling it gives a coroutine.
     :ivar context: the copy of the context it was added in, in which it runs.
-    :ivar account: of the piece of work that added it; None if that is not measured.
+    :ivar account: of the piece of work that added it, or what stands in for that when it has ended; None if it is not
+        measured.
     :ivar added_ns: when it was added, on the monotonic clock.
     :ivar handoff: how it is handed to an engine; nothing, or False, to run it here. Until :meth:`direct` was called, as
         `task_options` has it.
@@ -109,11 +111,14 @@ class Item:
     ) -> None:
         self.timeout: float | None = None
         self.handoff: Handoff | bool | None = None
-        if type(function) is task_options:
-            self.timeout = function.timeout
-            self.handoff = function.handoff
-            function = function.func
-        elif not callable(function):
+        if type(function) is not FunctionType:  # most are such
+            options = options_of(function)
+            if options is not None:
+                self.timeout = options.timeout
+                self.handoff = options.handoff
+                if function is not options and isinstance(self.handoff, Handoff):
+                    self.handoff.check("add_task(func)", without_options(function))
+                function = without_options(function)
             check_callable("add_task(func)", function)
         self.function = function
         self.is_async = is_async(function)
@@ -245,6 +250,23 @@ class TaskList:
         self._forward = forward
         for first in range(0, len(items), self.batch_size):
             yield items[first : first + self.batch_size]
+
+
+def options_of(function: object) -> task_options | None:
+    """The options of a function, or of that of a partial; None if it has none."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if isinstance(function, task_options) else None
+
+
+def without_options(function: Any) -> Callable[..., Any]:
+    """A function that has options, or the partial of one, as it would be without."""
+    if isinstance(function, functools.partial):
+        return functools.partial(
+            without_options(function.func), *function.args, **function.keywords
+        )
+    inner: Callable[..., Any] = function.func
+    return inner
 
 
 def is_async(function: Callable[..., Any]) -> bool:

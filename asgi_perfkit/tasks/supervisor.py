@@ -20,6 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Iterable
 from functools import partial
+from math import inf
 from threading import RLock
 from time import perf_counter_ns
 from typing import Any, Literal
@@ -57,8 +58,8 @@ class Supervisor:
     :param max_pending: how many tasks may wait for their turn.
     :param limiter: for those that are not async and run in worker threads.
     :param run_on_error: whether the tasks of a request that has failed run all the same.
-    :param on_error: told of each task that did not end well, in whatever thread that is found. What it raises is
-        logged.
+    :param on_error: told of each task that did not end well, in whatever thread that is found; not, while it runs, of
+        one that it has added itself and that cannot run any more. What it raises is logged.
     :param handoff: where the tasks run that have no engine of their own, if it knows them; None for here.
     :ivar lock: held while queues and counts are changed.
     :ivar counts: what has become of tasks.
@@ -91,6 +92,7 @@ class Supervisor:
         self.home: object = self
         self.is_open = False
         self.unclaimed = _Unclaimed()
+        self._telling = _Telling()
         self._closed = False
         self._coming = 0  # queues on their way from other threads
         self.counts = dict.fromkeys(_COUNTED, 0)
@@ -502,14 +504,26 @@ class Supervisor:
 
     def _tell(self, item: Item, reason: Reason, error: BaseException | None) -> None:
         log_failure(item, reason, error)
-        if self._on_error is None:
+        telling = self._telling
+        outer_ns = telling.since_ns
+        # What `on_error` adds itself may come to nothing at once; told of that, it might do so for ever.
+        if self._on_error is None or item.added_ns >= outer_ns:
             return
+        telling.since_ns = min(outer_ns, perf_counter_ns())
         try:
             self._on_error(
                 TaskFailure(item.name, reason, error, item.function, item.args, item.kwargs)
             )
         except BaseException as failure:  # whatever it is, the tasks go on
             log_on_error_failure(item, failure)
+        finally:
+            telling.since_ns = outer_ns
+
+
+class _Telling(threading.local):
+    """Since when `on_error` runs in this thread."""
+
+    since_ns: float = inf  # it does not
 
 
 class _Unclaimed(threading.local):

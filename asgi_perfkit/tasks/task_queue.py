@@ -9,7 +9,7 @@ from threading import RLock
 from typing import Any, Literal, Protocol
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.steps import Account
+from asgi_perfkit.steps import Account, current_account
 from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import Item, TaskList
 
@@ -48,19 +48,22 @@ class TaskQueue:
 
     holds_tasks = True
 
-    __slots__ = ("_entries", "_scheduled", "_state", "supervisor")
+    __slots__ = ("_added", "_next", "_scheduled", "_state", "supervisor")
 
     def __init__(self, supervisor: QueueOwner) -> None:
         self.supervisor = supervisor
-        self._entries: deque[Entry] = deque()
+        # Lists, as most requests have few tasks, and an empty deque takes 600 bytes.
+        self._added: list[Entry] = []
+        self._next: list[Entry] = []  # come before `_added`, and are in reverse order
         self._state: Literal["filling", "released", "discarded"] = "filling"
         self._scheduled = False  # whether it is running, or will be without further ado
 
     def add(
-        self, account: Account, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, account: Account | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Queue a task, or a list of them; from any thread.
 
+        :param account: is not asked for here.
         :raises QueueFullError: too many tasks wait for their turn.
         """
         supervisor = self.supervisor
@@ -72,7 +75,7 @@ class TaskQueue:
                 )
             function.direct(supervisor.handoff)
             supervisor.expect(len(function))
-            entry = deque(function.take(partial(self.add, account)))
+            entry = deque(function.take(partial(self.add, None)))  # the list may outlive `account`
         else:
             entry = Item(function, args, kwargs)
             if entry.handoff is not None or supervisor.handoff is not None:
@@ -80,8 +83,10 @@ class TaskQueue:
             supervisor.expect(1)
         with supervisor.lock:
             state = self._state
+            if state == "released":  # before that, `finish` will do so
+                _let_go([entry])
             if state != "discarded":
-                self._entries.append(entry)
+                self._added.append(entry)
             late = state == "released" and not self._scheduled
             if late:
                 self._scheduled = True
@@ -100,10 +105,11 @@ class TaskQueue:
                 self._state = "discarded"
             else:
                 self._state = "released"
-                self._scheduled = bool(self._entries)
+                self._scheduled = bool(self._added)
         if self._state == "discarded":
             supervisor.account_for(items_of(self.take_all()), "discarded")
         elif self._scheduled:
+            _let_go(self._added)
             if supervisor.runs_here():
                 supervisor.schedule(self)
             else:
@@ -116,25 +122,44 @@ class TaskQueue:
                 return
             self._state = "released"
             self._scheduled = True
+            entries = list(self._added)
+        _let_go(entries)
         self.supervisor.schedule(self)
 
     def take(self) -> Entry | None:
         """The next one; after None it has to be scheduled again."""
-        entries = self._entries
+        entries = self._next
         if not entries:
             with self.supervisor.lock:  # `add` looks at both
-                if not entries:
+                if not self._added:
                     self._scheduled = False
                     return None
-        return entries.popleft()
+                entries, self._added = self._added, entries
+                entries.reverse()
+                self._next = entries
+        return entries.pop()
 
     def take_all(self) -> list[Entry]:
         """All that are there, none of which will run."""
         with self.supervisor.lock:
-            entries = list(self._entries)
-            self._entries.clear()
+            entries = [*reversed(self._next), *self._added]
+            self._next.clear()
+            self._added.clear()
             self._scheduled = False
             return entries
+
+
+def _let_go(entries: Iterable[Entry]) -> None:
+    """Have them hold nothing of the work that has added them, as far as that has ended."""
+    account: Account | None = None
+    lasting: Account | None = None
+    for item in items_of(entries):
+        if item.account is not account:
+            account = item.account
+            lasting = None if account is None else account.outlasting()
+        if lasting is not account:
+            item.account = lasting
+            item.context.run(current_account.set, lasting)
 
 
 def items_of(entries: Iterable[Entry]) -> Iterator[Item]:

@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import signal
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -773,6 +774,132 @@ def test_a_request_without_tasks_leaves_nothing(run: Run, wrap: Wrap) -> None:
     app = counted.keep(wrap(saying(START, BODY)))
     run(main)
     assert counted.since() == {}
+
+
+def test_a_task_that_waits_holds_nothing_of_its_request(run: Run, wrap: Wrap) -> None:
+    """Neither connection nor scope, and less than a kilobyte of the kit's own."""
+    if wrap in (WRAPS["send replaced outside"], WRAPS["twice, send replaced between"]):
+        pytest.skip("what they observe is for the request around, which has not ended then")
+    numbers = range(1, 1_001)
+
+    class WatchedScope(dict[str, Any]):
+        __hash__ = object.__hash__
+
+    async def main() -> None:
+        gate = event()
+        alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        ran: list[int] = []
+
+        async def note(number: int) -> None:
+            ran.append(number)
+
+        async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                return
+            add_task(note, scope["number"]) if "number" in scope else add_task(gate.wait)
+            await send(START)
+            await send(BODY)
+
+        app = wrap(handler, max_concurrency=1)
+
+        async def connect(number: int) -> None:
+            server, scope = Server(), WatchedScope(http_scope(), number=number)
+            alive.add(server)
+            alive.add(scope)
+            await app(scope, server.receive, server.send)
+
+        async def client() -> None:
+            await ask(app)
+            await together(partial(connect, 0))  # what is made once is there
+            taken = []
+            tracemalloc.start(1)
+            try:
+                for half in numbers[::2], numbers[1::2]:
+                    gc.collect()
+                    before = tracemalloc.get_traced_memory()[0]
+                    for number in half:
+                        await together(partial(connect, number))
+                    gc.collect()
+                    taken.append((tracemalloc.get_traced_memory()[0] - before) / len(half))
+            finally:
+                tracemalloc.stop()
+            assert not ran
+            assert not alive
+            assert 100 < min(taken) < 1000  # what else the process makes meanwhile comes once
+            gate.set()
+
+        await live(app, client)
+        assert ran == [0, *numbers[::2], *numbers[1::2]]
+
+    run(main)
+
+
+def test_nor_does_one_that_was_added_otherwise(run: Run) -> None:
+    """From a child task, a thread, in a list, after the request's end, and by another task."""
+
+    async def main() -> None:
+        gate, over, added = event(), event(), event()
+        servers: list[weakref.ref[Any]] = []
+        ran: list[str] = []
+        kept: list[BackgroundTasks | BatchedBackgroundTasks] = []
+        detached: list[object] = []  # asyncio does not hold its tasks
+
+        async def late() -> None:
+            await over.wait()
+            add_task(note, "late")
+            added.set()
+
+        async def adder() -> None:
+            add_task(note, "by a task")
+
+        async def note(name: str) -> None:
+            ran.append(name)
+
+        async def fill() -> None:
+            add_task(note, "child")
+
+        async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                return
+            if scope["path"] == "/gate":
+                add_task(gate.wait)
+            else:
+                add_task(adder)
+                detached.append(detach(late))
+                await together(fill)
+                await run_in_threadpool(add_task, note, "thread")
+                for tasks in (BackgroundTasks(), BatchedBackgroundTasks(2)):
+                    tasks.add_task(note, "list")
+                    add_task(tasks)
+                    tasks.add_task(note, "behind")
+                    kept.append(tasks)
+            await send(START)
+            await send(BODY)
+
+        app = PerfKit(handler, background={"max_concurrency": 1})
+
+        def gone() -> bool:
+            gc.collect()
+            return not ran and [server() for server in servers] == [None]
+
+        async def connect() -> None:
+            server = Server()
+            servers.append(weakref.ref(server))
+            await app(http_scope(), server.receive, server.send)
+
+        async def client() -> None:
+            await ask(app, {**http_scope(), "path": "/gate"})
+            await together(connect)
+            over.set()
+            await added.wait()
+            detached.clear()
+            await until(gone)  # a thread may hold what it has called for a moment
+            gate.set()
+
+        await live(app, client)
+        assert ran == ["child", "thread", *["list", "behind"] * 2, "late", "by a task"]
+
+    run(main)
 
 
 def test_a_task_that_has_run_leaves_nothing(run: Run, deploy: Any, wrap: Wrap) -> None:

@@ -28,6 +28,8 @@ from asgi_perfkit import (
     resolve,
     run_in_threadpool,
 )
+from tests.conftest import Run
+from tests.middleware.serving import ask, detach, event, live, until
 from tests.resources.driver import Log, cancel_everywhere
 from tests.support import (
     BODY,
@@ -41,6 +43,7 @@ from tests.support import (
     checkpoint,
     http_scope,
     outcomes,
+    saying,
     together,
     websocket_scope,
 )
@@ -557,3 +560,45 @@ def test_the_stack_can_do_without(run: Any) -> None:
     run(main)
     with pytest.raises(ConfigurationError, match=r"PerfKit\(resources=...\) option"):
         PerfKit(app, resources={"max_size": 5})
+
+
+def test_a_block_that_outlives_the_request_is_that_of_its_tasks(run: Run) -> None:
+    """A task that was added in a block of a child task finds that, and one that was added outside finds nothing."""
+    found: dict[str, object] = {}
+
+    async def find(name: str) -> None:
+        try:
+            found[name] = current_resources()
+        except NoRequestError as error:
+            found[name] = type(error)
+
+    async def main() -> None:
+        entered, leaving = event(), event()
+        detached: list[object] = []  # asyncio does not hold its tasks
+        blocks: list[ResourceManager] = []
+
+        async def child() -> None:
+            async with ResourceManager() as block:
+                blocks.append(block)
+                add_task(find, "inside")
+                entered.set()
+                await leaving.wait()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "lifespan":
+                current_resources()
+                add_task(find, "outside")
+                detached.append(detach(child))
+                await entered.wait()
+                await saying(START, BODY)(scope, receive, send)
+
+        async def client() -> None:
+            await ask(kit)
+            await until(lambda: len(found) == 2)
+            assert found == {"inside": blocks[0], "outside": NoRequestError}
+            leaving.set()
+
+        kit = PerfKit(app)
+        await live(kit, client)
+
+    run(main)

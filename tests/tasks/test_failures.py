@@ -294,6 +294,33 @@ def test_on_error_has_what_it_takes_to_run_the_task_again(run: Run, supervise: S
     assert supervisor.figures() == {"done": 1, "failed": 2}
 
 
+def test_what_on_error_adds_to_a_request_that_has_failed_ends_there(
+    run: Run, supervise: Supervise, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is discarded and logged, but not told of, which would go on for ever; later ones are told of."""
+    ran: list[str] = []
+
+    def on_error(failure: TaskFailure) -> None:
+        request.add(ran.append, f"instead of {failure.args[0]}")
+
+    supervisor = supervise()
+    supervisor._on_error = lambda failure: (supervisor.told.append(failure), on_error(failure))
+    request = Request(supervisor)
+
+    async def main() -> None:
+        supervisor.open()
+        request.add(ran.append, "first").end(failed=True)
+        request.add(ran.append, "second")
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    run(main)
+    assert ran == []
+    assert [failure.args for failure in supervisor.told] == [("first",), ("second",)]
+    assert supervisor.figures() == {"discarded": 4}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 4
+    supervisor.told *= 2  # as the accounts have it
+
+
 def test_a_task_whose_child_fails_is_a_failure(run: Run, supervise: Supervise) -> None:
     """A group of tasks inside of it that is cancelled by one that fails leaves nothing behind for the next."""
     supervisor = supervise(max_concurrency=1)

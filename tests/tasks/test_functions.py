@@ -15,8 +15,9 @@ from asgi_perfkit.exceptions import (
     ConfigurationValueError,
     NoRequestError,
 )
+from asgi_perfkit.tasks.item import name_of
 from tests.conftest import Run
-from tests.support import checkpoint
+from tests.support import checkpoint, forever
 from tests.tasks.conftest import Supervise
 from tests.tasks.requests import Request
 from tests.threads.gates import PATIENCE_SECONDS
@@ -203,6 +204,45 @@ def test_options_upon_options_are_those_of_both() -> None:
     ):
         assert (options.func, options.timeout, options.handoff) == (note, timeout, False)
     assert task_options(inner, handoff=True).handoff is True
+
+
+class OwnOptions(task_options):
+    """Those of an app."""
+
+
+@pytest.mark.parametrize("make", [task_options, OwnOptions])
+def test_options_hold_in_a_partial(
+    run: Run, supervise: Supervise, make: type[task_options]
+) -> None:
+    """In one of another partial, in one that gets more options, and in a class of its own."""
+    supervisor = supervise()
+    given_up: list[Any] = []
+
+    class Named(partial):  # type: ignore[type-arg]  # is not merged with what it is a partial of
+        pass
+
+    async def endless(*args: Any, **kwargs: Any) -> None:
+        given_up.append((args, kwargs))
+        await forever()
+
+    options = make(endless, timeout=0.001)
+    forms = [
+        options,
+        partial(options, 1, a=2),
+        partial(Named(options, 1), a=2),
+        task_options(partial(options, 1, a=2), handoff=False),
+    ]
+
+    async def main() -> None:
+        supervisor.open()
+        for form in forms:
+            Request(supervisor).add(form, 3, b=4).end()
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    run(main)
+    assert supervisor.figures() == {"timed_out": len(forms)}
+    assert given_up == [((3,), {"b": 4})] + [((1, 3), {"a": 2, "b": 4})] * 3
+    assert {failure.name for failure in supervisor.told} == {name_of(endless)}
 
 
 @pytest.mark.parametrize("number", [1, 0, None, "send", [note]])

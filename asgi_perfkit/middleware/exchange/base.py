@@ -12,7 +12,14 @@ from typing import ClassVar
 from asgi_perfkit.metrics.histogram import Histogram, Snapshot
 from asgi_perfkit.metrics.registry import absorb, condense
 from asgi_perfkit.middleware.exchange.unread_body import UnreadBody
-from asgi_perfkit.steps import Account, DrivenAccount, LateObserver, Owner, current_account
+from asgi_perfkit.steps import (
+    Account,
+    DrivenAccount,
+    LateObserver,
+    Owner,
+    TaskTaker,
+    current_account,
+)
 from asgi_perfkit.types import Message, Receive, Scope, Send
 
 __all__ = ["COMPLETE", "ENDING", "OPEN", "TOLD", "TRAILED", "UNREADABLE", "Exchange", "exchange_of"]
@@ -124,8 +131,9 @@ class Exchange(DrivenAccount):
         # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
         if current_account.get() is self:
             current_account.set(self.parent)
-        self.finish_tasks(error)
-        self.end(self.late)  # which one further in that has recorded it may have set
+        # Which one further in that has recorded it may have set.
+        late = self.late
+        self.end_before_tasks(error, late)
 
     def end(self, late: LateObserver | None) -> None:
         self.scope = _NO_SCOPE
@@ -165,12 +173,20 @@ class Exchange(DrivenAccount):
             copies = {metric: histogram.snapshot() for metric, histogram in condensed.items()}
             return list(self.observations or ()), copies
 
+    def end_before_tasks(self, error: BaseException | None, late: LateObserver | None) -> None:
+        """End the work, and then let go of its tasks, which hold nothing of it so."""
+        tasks = self.tasks  # where there are none, the end puts those around in their place
+        self.end(late)
+        self._finish(tasks, error)
+
     def finish_tasks(self, error: BaseException | None) -> None:
         """Let go of the tasks that were added, if there is somebody for them: the app has returned or raised `error`.
 
         A response that is with the client stands, also when the server cancels what the app does after it.
         """
-        tasks = self.tasks
+        self._finish(self.tasks, error)
+
+    def _finish(self, tasks: TaskTaker | None, error: BaseException | None) -> None:
         if tasks is not None and (error is not None or tasks.holds_tasks):
             failed = error is not None and not (self._stage == COMPLETE and _is_cancellation(error))
             tasks.finish(self, failed=failed)
