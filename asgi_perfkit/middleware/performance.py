@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from time import perf_counter_ns
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from asgi_perfkit.middleware.exchange import (
     exchange_of,
 )
 from asgi_perfkit.middleware.lifespan import run_lifespan
-from asgi_perfkit.middleware.routes import folded, route_template
+from asgi_perfkit.middleware.routes import EndpointNames
 from asgi_perfkit.middleware.server_timing import add_server_timing
 from asgi_perfkit.steps import DONE, Account, current_account, follow_children, on_event_loop
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
@@ -59,10 +60,14 @@ class PerformanceMiddleware:
         max_series: int = 1000,
         server_timing: bool | Callable[[Scope], bool] = False,
     ) -> None:
-        _check(app, registry, endpoint, memory, max_series, server_timing)
+        _check(app, registry, memory, max_series, server_timing)
         self.app: ASGIApp = single_callable(app)
         self._registry = default_registry if registry is None else registry
-        self._endpoint = endpoint
+        self._names = EndpointNames(
+            f"{PerformanceMiddleware.__name__}(endpoint=...)",
+            endpoint,
+            partial(self._registry.report, "resolver_failures"),
+        )
         self._memory = memory
         self._max_series = max_series
         self._server_timing = server_timing
@@ -214,6 +219,13 @@ class PerformanceMiddleware:
         try:
             total_ns = perf_counter_ns() - exchange.started_ns
             memory_delta = None if memory is None else self._memory_since(memory)
+            endpoint = self._names.name(exchange)
+            profile = exchange.profile
+            if profile is not None:
+                if exchange.closed:
+                    profile.ended(exchange, endpoint, error)
+                else:
+                    profile.settle(exchange)
             observations: Iterable[tuple[str, int]] = ()
             condensed: Mapping[str, Snapshot] | None = exchange.condensed
             if exchange.observations or condensed:
@@ -225,7 +237,7 @@ class PerformanceMiddleware:
                 registry.count("malformed_messages", exchange.malformed)
             return registry.record(
                 exchange.method,
-                self._endpoint_of(exchange),
+                endpoint,
                 exchange.metrics,
                 exchange.figures(total_ns, memory_delta),
                 observations,
@@ -238,30 +250,6 @@ class PerformanceMiddleware:
             registry.report("kit_failures", "A request could not be recorded", failure)
             return None
 
-    def _endpoint_of(self, exchange: Exchange) -> str:
-        scope = exchange.scope
-        if self._endpoint is not None:
-            try:
-                name = self._endpoint(scope)
-                if isinstance(name, str):
-                    return name
-                if name is not None:
-                    raise TypeError(f"endpoint returned {name!r}; it returns a string, or None.")
-            except Exception as failure:
-                self._registry.report(
-                    "resolver_failures", "endpoint could not name a request", failure
-                )
-                return folded(exchange.path)
-        if exchange.endpoint is not None:
-            return exchange.endpoint
-        try:
-            return route_template(scope, exchange.path, exchange.status)
-        except Exception as failure:
-            self._registry.report(
-                "resolver_failures", "The route of a request could not be read", failure
-            )
-            return folded(exchange.path)
-
 
 def _no_loop() -> object:
     return _no_loop  # which no loop is
@@ -270,7 +258,6 @@ def _no_loop() -> object:
 def _check(
     app: object,
     registry: object,
-    endpoint: object,
     memory: object,
     max_series: object,
     server_timing: object,
@@ -282,10 +269,6 @@ def _check(
     if registry is not None and not isinstance(registry, Registry):
         raise ConfigurationTypeError(
             f"{name}(registry=...)", registry, "give a Registry, or None for the default."
-        )
-    if endpoint is not None and not callable(endpoint):
-        raise ConfigurationTypeError(
-            f"{name}(endpoint=...)", endpoint, "give a function of the scope, or None."
         )
     if memory is not None and memory != "rss":
         raise ConfigurationValueError(

@@ -14,11 +14,59 @@ No framework is imported: the marks are read by name. What was read of whom:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.metrics.endpoints import fold_path
 from asgi_perfkit.metrics.registry import UNMATCHED
+from asgi_perfkit.middleware.exchange import Exchange
 from asgi_perfkit.types import Scope
 
-__all__ = ["folded", "route_template"]
+__all__ = ["EndpointNames", "route_template"]
+
+
+class EndpointNames:
+    """Names the endpoints of requests.
+
+    :param subject: the argument, as the user has written it.
+    :param endpoint: the user's own way to name them: takes the scope of a request, and returns the name, or None for
+        the one that the kit finds itself. If it raises, or returns anything else, the folded path is used.
+    :param report: told of what fails: a message and the exception.
+    :raises ConfigurationTypeError: `endpoint` is neither callable nor None.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        endpoint: Callable[[Scope], str | None] | None,
+        report: Callable[[str, Exception], object],
+    ) -> None:
+        if endpoint is not None and not callable(endpoint):
+            raise ConfigurationTypeError(
+                subject, endpoint, "give a function of the scope, or None."
+            )
+        self._endpoint = endpoint
+        self._report = report
+
+    def name(self, exchange: Exchange) -> str:
+        """The endpoint of a request, as far as it can be told by now: best when the app has returned."""
+        if self._endpoint is not None:
+            try:
+                name = self._endpoint(exchange.scope)
+                if isinstance(name, str):
+                    return name
+                if name is not None:
+                    raise TypeError(f"endpoint returned {name!r}; it returns a string, or None.")
+            except Exception as failure:
+                self._report("endpoint could not name a request", failure)
+                return _folded(exchange.path)
+        if exchange.endpoint is not None:
+            return exchange.endpoint
+        try:
+            return route_template(exchange.scope, exchange.path, exchange.status)
+        except Exception as failure:
+            self._report("The route of a request could not be read", failure)
+            return _folded(exchange.path)
 
 
 def route_template(scope: Scope, path: object, status: int | None) -> str:
@@ -37,11 +85,11 @@ def route_template(scope: Scope, path: object, status: int | None) -> str:
     elif status == 404 or "app" in scope:
         template = None  # a middleware of the framework has answered
     else:
-        return folded(path)
+        return _folded(path)
     return UNMATCHED if template is None else template
 
 
-def folded(path: object) -> str:
+def _folded(path: object) -> str:
     """The folded path, for want of a route."""
     return fold_path(path) if isinstance(path, str) else UNMATCHED
 

@@ -12,6 +12,7 @@ this work occupied the loop and how long it kept everybody else waiting at a str
 from asgi_perfkit.steps.account import (
     Account,
     LateObserver,
+    Profile,
     StepObserver,
     TaskTaker,
     current_account,
@@ -26,6 +27,7 @@ __all__ = [
     "DrivenAccount",
     "LateObserver",
     "Owner",
+    "Profile",
     "StepObserver",
     "TaskTaker",
     "current_account",

@@ -8,7 +8,7 @@ from threading import RLock
 from time import perf_counter_ns
 from typing import Any, Protocol
 
-__all__ = ["Account", "StepObserver", "current_account"]
+__all__ = ["Account", "Profile", "StepObserver", "current_account"]
 
 _MANY = 256
 _making = RLock()  # a garbage collection may run code of the user that observes something, too
@@ -57,6 +57,30 @@ class TaskTaker(Protocol):
         """The work is over; what was taken may be done, or, if it has `failed`, may not."""
 
 
+class Profile(Protocol):
+    """Takes what is to be known about a piece of work beside its figures."""
+
+    def query(
+        self, account: Account, statement: Any, started_ns: int, rows: int | None, times: int
+    ) -> None:
+        """A query has been sent in the work of `account`, and answered just now; may be called from any thread.
+
+        :param statement: its text.
+        :param started_ns: when it was sent.
+        :param rows: how many it has returned or changed; None if that is not known.
+        :param times: how often it was executed, with other parameters each time.
+        """
+
+    def settle(self, account: Any) -> None:
+        """The work is over; note in `account` what is to be among its observations. More than once is as once."""
+
+    def ended(self, account: Any, endpoint: str | None, error: BaseException | None) -> None:
+        """The work is over and has returned, or has raised `error`. Called once.
+
+        :param endpoint: the name of what has served it; None if who calls does not know.
+        """
+
+
 class Account:
     """What one piece of work has used so far, its child tasks included.
 
@@ -69,7 +93,7 @@ class Account:
     :ivar ending: whether the last that the work has to say is with who takes it: :meth:`held_up` is called behind each
         step meanwhile.
     :ivar closed: whether the work is over. Tasks that outlive it are no longer charged to it.
-    :ivar observers: told of every step.
+    :ivar observers: told of every step; see :meth:`join`.
     :ivar parent: the account within whose work this one was opened, while that is open; its tasks are charged to both.
         Then what :meth:`outlasting` has made, if it was asked for.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
@@ -79,6 +103,7 @@ class Account:
     :ivar encoder: makes JSON of what the work answers; None for the default, or that of the account around.
     :ivar resources: what the work holds open, or, before the first use, who makes that (by `open(account)`); None if
         nobody does that here.
+    :ivar profile: takes what is to be known of the work beside its figures; None if nobody asks.
     :ivar afterwards: the last part of the work, once there is something to close: takes what the work has raised, and
         raises it again unless that is suppressed.
     """
@@ -96,6 +121,7 @@ class Account:
         "observations",
         "observers",
         "parent",
+        "profile",
         "resources",
         "stepping",
         "tasks",
@@ -114,6 +140,7 @@ class Account:
         self.tasks: TaskTaker | None = None
         self.encoder: Any = None
         self.resources: Any = None
+        self.profile: Profile | None = None
         self.afterwards: Callable[[BaseException | None], Coroutine[Any, Any, None]] | None = None
 
     def lineage(self) -> list[Account]:
@@ -126,17 +153,20 @@ class Account:
             account = account.parent
         return accounts
 
-    def enter_step(self, observers: tuple[StepObserver, ...]) -> int:
-        """Begin a step; give what comes back to :meth:`leave_step`, and the same `observers`.
+    def join(self, observer: StepObserver) -> None:
+        """Tell `observer` of the steps from now on, of one that runs now too; on the loop that the work is on."""
+        self.observers += (observer,)
+        if self.stepping:
+            observer.step_started(self)
 
-        :param observers: those that there are now; who joins in the middle of a step is told from the next one on.
-        """
+    def enter_step(self) -> int:
+        """Begin a step; give what comes back to :meth:`leave_step`."""
         self.stepping = True
-        for observer in observers:
+        for observer in self.observers:
             observer.step_started(self)
         return perf_counter_ns()
 
-    def leave_step(self, started_ns: int, observers: tuple[StepObserver, ...]) -> None:
+    def leave_step(self, started_ns: int) -> None:
         """End the step that began at `started_ns` and charge it."""
         duration_ns = perf_counter_ns() - started_ns
         self.stepping = False
@@ -146,7 +176,7 @@ class Account:
             self.loop_ns += duration_ns
             if duration_ns > self.longest_ns:
                 self.longest_ns = duration_ns
-        for observer in observers:
+        for observer in self.observers:
             observer.step_ended(self, duration_ns)
         if self.ending:
             self.held_up()
@@ -242,6 +272,7 @@ class _Remains(Account):
         self.tasks = account.tasks
         self.encoder = account.encoder
         self.resources = None if account.resources is None else _OVER
+        self.profile = account.profile
 
     def outlasting(self) -> Account:
         return self

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import CoroutineType
 from typing import Any, Protocol
 
-from asgi_perfkit.steps.account import Account, StepObserver
+from asgi_perfkit.steps.account import Account
 
 __all__ = ["DONE", "DrivenAccount", "Owner"]
 
@@ -50,8 +50,7 @@ class DrivenAccount(Account):
         if type(work) is not CoroutineType:
             work = _as_coroutine(work)
         self._work: Coroutine[Any, Any, Any] = work
-        observers = self.observers
-        started_ns = self.enter_step(observers) if observers else self.started_ns
+        started_ns = self.enter_step() if self.observers else self.started_ns
         self.stepping = True
         over = True
         ended: BaseException | None = None
@@ -62,23 +61,23 @@ class DrivenAccount(Account):
             self.first = stop.value
         except BaseException as error:
             if self.afterwards is None:
-                self.leave_step(started_ns, observers)
+                self.leave_step(started_ns)
                 self.owner.work_ended(self, error)
                 raise
             ended = error
         if over:
             if self.afterwards is None:
-                self.leave_step(started_ns, observers)
+                self.leave_step(started_ns)
                 self.owner.work_ended(self, None)
                 return DONE
             try:
-                self.first = self._go_on(started_ns, observers, ended)
+                self.first = self._go_on(started_ns, ended)
             except StopIteration:
                 return DONE
             finally:
                 del ended  # its traceback holds this frame
         else:
-            self.leave_step(started_ns, observers)
+            self.leave_step(started_ns)
         self.stepping = None  # that is: `first` is to be handed on
         return self
 
@@ -112,28 +111,25 @@ class DrivenAccount(Account):
         self.owner.work_ended(self, GeneratorExit())
 
     def _step(self, resume: Callable[..., Any], *arguments: Any) -> Any:
-        observers = self.observers
-        started_ns = self.enter_step(observers)
+        started_ns = self.enter_step()
         try:
             yielded = resume(*arguments)
         except BaseException as error:
             del arguments  # an exception that was thrown in holds this frame
             if self.afterwards is None:
-                self.leave_step(started_ns, observers)
+                self.leave_step(started_ns)
                 self.owner.work_ended(self, None if type(error) is StopIteration else error)
                 raise
             ended = None if type(error) is StopIteration else error
         else:
-            self.leave_step(started_ns, observers)
+            self.leave_step(started_ns)
             return yielded
         try:  # no exception is being handled here, as none would be if the work went on itself
-            return self._go_on(started_ns, observers, ended)
+            return self._go_on(started_ns, ended)
         finally:
             del ended
 
-    def _go_on(
-        self, started_ns: int, observers: tuple[StepObserver, ...], error: BaseException | None
-    ) -> Any:
+    def _go_on(self, started_ns: int, error: BaseException | None) -> Any:
         """Within a step in which the work has returned or raised `error`, begin what comes :attr:`afterwards`."""
         afterwards, self.afterwards = self.afterwards, None
         assert afterwards is not None
@@ -141,12 +137,12 @@ class DrivenAccount(Account):
         try:
             yielded = self._work.send(None)
         except BaseException as raised:
-            self.leave_step(started_ns, observers)
+            self.leave_step(started_ns)
             self.owner.work_ended(self, None if type(raised) is StopIteration else raised)
             raise
         finally:
             del error  # its traceback may hold this frame
-        self.leave_step(started_ns, observers)
+        self.leave_step(started_ns)
         return yielded
 
 

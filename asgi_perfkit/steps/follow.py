@@ -178,23 +178,21 @@ class FollowedCoroutine(Coroutine[Any, Any, Any]):
         account = self._charged_account()
         if account is None:
             return self._coro.send(value)
-        observers = account.observers
-        started_ns = account.enter_step(observers)
+        started_ns = account.enter_step()
         try:
             return self._coro.send(value)
         finally:
-            account.leave_step(started_ns, observers)
+            account.leave_step(started_ns)
 
     def throw(self, *exception: Any) -> Any:
         account = self._charged_account()
-        observers = () if account is None else account.observers
-        started_ns = 0 if account is None else account.enter_step(observers)
+        started_ns = 0 if account is None else account.enter_step()
         try:
             return self._coro.throw(*exception)
         finally:
             del exception  # it holds this frame
             if account is not None:
-                account.leave_step(started_ns, observers)
+                account.leave_step(started_ns)
 
     def close(self) -> None:
         self._coro.close()

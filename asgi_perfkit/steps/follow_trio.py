@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from asgi_perfkit.steps.account import Account, StepObserver, current_account
+from asgi_perfkit.steps.account import Account, current_account
 
 __all__ = ["FollowingInstrument", "follow_children_on_trio"]
 
@@ -32,7 +32,7 @@ class FollowingInstrument(trio.abc.Instrument):
 
     def __init__(self) -> None:
         self._accounts: dict[trio.lowlevel.Task, list[Account]] = {}
-        self._steps: list[tuple[Account, int, tuple[StepObserver, ...]]] = []
+        self._steps: list[tuple[Account, int]] = []
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         account = task.context.get(current_account)
@@ -45,8 +45,7 @@ class FollowingInstrument(trio.abc.Instrument):
             return
         for account in accounts:
             if not account.closed:
-                observers = account.observers
-                self._steps.append((account, account.enter_step(observers), observers))
+                self._steps.append((account, account.enter_step()))
         if not self._steps:
             del self._accounts[
                 task
@@ -54,8 +53,8 @@ class FollowingInstrument(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         while self._steps:
-            account, started_ns, observers = self._steps.pop()
-            account.leave_step(started_ns, observers)
+            account, started_ns = self._steps.pop()
+            account.leave_step(started_ns)
 
     def task_exited(self, task: trio.lowlevel.Task) -> None:
         self._accounts.pop(task, None)

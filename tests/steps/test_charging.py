@@ -105,7 +105,8 @@ def test_observers_are_told_of_each_step_in_order(clock: Clock) -> None:
     """Every observer hears of the beginning and end of each step; their own time is not charged."""
     account = new_account()
     log: list[object] = []
-    account.observers = (Recorder("a", log, clock), Recorder("b", log, clock))
+    for name in "a", "b":
+        account.join(Recorder(name, log, clock))
 
     async def work() -> None:
         log.append("work")
@@ -128,7 +129,7 @@ def test_observers_are_told_when_the_work_is_closed(clock: Clock) -> None:
     """The step in which work is closed is announced as any other."""
     account = new_account()
     log: list[object] = []
-    account.observers = (Recorder("a", log),)
+    account.join(Recorder("a", log))
 
     async def work() -> None:
         try:
@@ -142,24 +143,25 @@ def test_observers_are_told_when_the_work_is_closed(clock: Clock) -> None:
     assert log == ["a started", "a ended 0", "a started", "closing", "a ended 0"]
 
 
-def test_an_observer_that_comes_later_is_told_from_the_next_step_on(clock: Clock) -> None:
-    """No observer hears the end of a step whose beginning it has not heard, nor the other way round."""
+def test_an_observer_that_joins_in_a_step_is_told_of_that(clock: Clock) -> None:
+    """At once of its beginning, and then of its end; one that joins between two steps, of the next."""
     account = new_account()
     log: list[object] = []
 
     async def work() -> None:
-        account.observers = (Recorder("a", log),)
+        clock.advance(1)
+        account.join(Recorder("a", log))
+        clock.advance(1)
         await ask(None)
-        account.observers = ()
-        await ask(None)
+        log.append("work")
 
     coro = drive(work(), account, clock())
     coro.send(None)
-    assert log == []
-    coro.send(None)
-    assert log == ["a started", "a ended 0"]
+    assert log == ["a started", "a ended 2"]
+    account.join(Recorder("b", log))
+    assert log == ["a started", "a ended 2"]
     finish(coro)
-    assert log == ["a started", "a ended 0"]
+    assert log[2:] == ["a started", "b started", "work", "a ended 0", "b ended 0"]
 
 
 def test_a_step_is_marked_while_it_runs() -> None:

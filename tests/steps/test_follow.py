@@ -485,7 +485,7 @@ def test_children_are_announced_to_observers(run: Run, clock: Clock) -> None:
 
     async def main() -> None:
         account = new_account()
-        account.observers = (Recorder(),)
+        account.join(Recorder())
         await charge(together(child), account, clock())
 
     run(main)
@@ -493,10 +493,8 @@ def test_children_are_announced_to_observers(run: Run, clock: Clock) -> None:
     assert [duration for duration in log[1::2] if duration] == [3, 4]
 
 
-def test_an_observer_that_a_child_adds_is_told_from_the_next_step_on(
-    run: Run, clock: Clock
-) -> None:
-    """No observer hears the end of a child's step whose beginning it has not heard."""
+def test_an_observer_that_joins_in_a_child_is_told_of_its_step(run: Run, clock: Clock) -> None:
+    """Of its beginning when it joins, then of each step's beginning and end."""
     log: list[str] = []
 
     class Recorder:
@@ -509,11 +507,12 @@ def test_an_observer_that_a_child_adds_is_told_from_the_next_step_on(
     async def child() -> None:
         account = current_account.get()
         assert account is not None
-        account.observers = (Recorder(),)
+        account.join(Recorder())
         await checkpoint()
 
     run(lambda: charge(together(child)))
-    assert log[0] == "started"
+    assert len(log) >= 4
+    assert log == ["started", "ended"] * (len(log) // 2)
 
 
 # Failing and cancelled children

@@ -99,7 +99,7 @@ class Exchange(DrivenAccount):
         self.endpoint = self.late = self.observations = self.tasks = self.encoder = self._unread = (
             None
         )
-        self.resources = self.afterwards = None
+        self.resources = self.profile = self.afterwards = None
         self.condensed: dict[str, Histogram] | None = None
         self.owner = owner
         self.memory: int | None = None
@@ -131,6 +131,8 @@ class Exchange(DrivenAccount):
         # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
         if current_account.get() is self:
             current_account.set(self.parent)
+        if self.profile is not None:
+            self.profile.ended(self, None, error)
         # Which one further in that has recorded it may have set.
         late = self.late
         self.end_before_tasks(error, late)

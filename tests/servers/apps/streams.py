@@ -38,7 +38,7 @@ class Producer:
         self.step_began = time.thread_time()
         account = current_account.get()
         assert account is not None
-        account.observers = (self,)
+        account.join(self)
         self.ended: float | None = None
         self.release = anyio.Event()
 
