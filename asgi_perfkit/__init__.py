@@ -17,6 +17,7 @@ from asgi_perfkit.endpoint.uploads import UploadFile
 from asgi_perfkit.exceptions import (
     BodyTooLargeError,
     CleanupError,
+    CleanupTimeoutError,
     ClientDisconnectedError,
     ConfigurationError,
     DependencyCycleError,
@@ -38,7 +39,19 @@ from asgi_perfkit.metrics.statistics import get_performance_stats, reset_perform
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
 from asgi_perfkit.middleware.encoder import ResponseEncoderMiddleware
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.middleware.profiling import ProfilingMiddleware
 from asgi_perfkit.middleware.resources import ResourceMiddleware
+from asgi_perfkit.profiling.profiles import (
+    Profiles,
+    default_profiles,
+    get_profile_stats,
+    reset_profile_stats,
+)
+from asgi_perfkit.profiling.queries.asyncpg import asyncpg_query_logger
+from asgi_perfkit.profiling.queries.dbapi import profile_connection
+from asgi_perfkit.profiling.queries.django import django_query_wrapper
+from asgi_perfkit.profiling.queries.sqlalchemy import profile_engine
+from asgi_perfkit.profiling.session import ProfileReport, profile
 from asgi_perfkit.resources.current import app_resources, current_resources
 from asgi_perfkit.resources.manager import ResourceManager
 from asgi_perfkit.resources.markers import Depends
@@ -67,6 +80,7 @@ __all__ = [
     "BodyTooLargeError",
     "CeleryEngine",
     "CleanupError",
+    "CleanupTimeoutError",
     "ClientDisconnectedError",
     "ConfigurationError",
     "DependencyCycleError",
@@ -89,6 +103,9 @@ __all__ = [
     "PerfKit",
     "PerfKitError",
     "PerformanceMiddleware",
+    "ProfileReport",
+    "Profiles",
+    "ProfilingMiddleware",
     "Query",
     "QueueFullError",
     "Registry",
@@ -105,19 +122,27 @@ __all__ = [
     "UploadFile",
     "add_task",
     "app_resources",
+    "asyncpg_query_logger",
     "cached",
     "contextmanager_in_threadpool",
     "current_resources",
     "default_limiter",
+    "default_profiles",
     "default_registry",
     "dependency_overrides",
+    "django_query_wrapper",
     "dumps",
     "endpoint",
     "get_performance_stats",
+    "get_profile_stats",
     "get_runtime_stats",
     "iterate_in_threadpool",
     "measure",
+    "profile",
+    "profile_connection",
+    "profile_engine",
     "reset_performance_stats",
+    "reset_profile_stats",
     "resolve",
     "run_in_threadpool",
     "send_json",

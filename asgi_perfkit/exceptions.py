@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 __all__ = [
+    "AlreadyProfilingError",
     "BodyTooLargeError",
     "CleanupError",
+    "CleanupTimeoutError",
     "ClientDisconnectedError",
     "ConfigurationError",
     "ConfigurationTypeError",
@@ -91,6 +94,25 @@ class CleanupError(PerfKitError):
 
     def __reduce__(self) -> tuple[type[CleanupError], tuple[str, tuple[Exception, ...]]]:
         return type(self), (self._message, self.exceptions)
+
+
+class CleanupTimeoutError(PerfKitError, TimeoutError):
+    """A resource was not closed in the time that it has for that (`close_timeout`).
+
+    :ivar resource: its name: that of its function, or of its class.
+    :ivar seconds: how long it may take.
+    :ivar in_thread: whether it is being closed in a worker thread, and so was left to that; otherwise it was cancelled.
+    """
+
+    def __init__(self, resource: str, seconds: float, *, in_thread: bool = False) -> None:
+        fate = "it goes on in its thread" if in_thread else "it was cancelled"
+        super().__init__(f"{resource} was not closed after {seconds:g} s (close_timeout): {fate}.")
+        self.resource = resource
+        self.seconds = seconds
+        self.in_thread = in_thread
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), in_thread=self.in_thread), (self.resource, self.seconds)
 
 
 class DependencyError(ConfigurationTypeError):
@@ -189,6 +211,21 @@ class ResourcesClosedError(PerfKitError, RuntimeError):
             "These resources are closed, as those of a request are when it is over. In a task that outlives it, "
             "open what it needs with `async with ResourceManager()`."
         )
+
+
+class AlreadyProfilingError(PerfKitError, RuntimeError):
+    """What can be done once at a time is being done already, by the kit or by somebody else, who is left alone.
+
+    :ivar what: that which is being done.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}. {remedy}")
+        self.what = what
+        self._remedy = remedy
+
+    def __reduce__(self) -> tuple[type[AlreadyProfilingError], tuple[str, str]]:
+        return type(self), (self.what, self._remedy)
 
 
 class Problem(NamedTuple):

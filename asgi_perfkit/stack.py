@@ -11,6 +11,7 @@ from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
 from asgi_perfkit.middleware.encoder import ResponseEncoderMiddleware
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
+from asgi_perfkit.middleware.profiling import ProfilingMiddleware
 from asgi_perfkit.middleware.resources import ResourceMiddleware
 from asgi_perfkit.steps import DONE
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
@@ -33,6 +34,7 @@ class PerfKit:
     :param resources: close what a request has opened (:class:`ResourceMiddleware`): likewise.
     :param encoder: carry the app's encoder to what makes JSON in it, and compress (:class:`ResponseEncoderMiddleware`):
         likewise.
+    :param profiling: say what happens inside of requests (:class:`ProfilingMiddleware`): likewise; off unless asked for.
     :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
     """
 
@@ -44,11 +46,14 @@ class PerfKit:
         background: bool | Mapping[str, Any] = True,
         resources: bool | Mapping[str, Any] = True,
         encoder: bool | Mapping[str, Any] = True,
+        profiling: bool | Mapping[str, Any] = False,
         **unknown: Any,
     ) -> None:
         for option in unknown:
             raise ConfigurationTypeError.unknown_option(
-                "PerfKit", option, ["performance", "background", "resources", "encoder"]
+                "PerfKit",
+                option,
+                ["performance", "background", "resources", "encoder", "profiling"],
             )
         if not callable(app):
             raise ConfigurationTypeError("PerfKit(app)", app, "an ASGI application is a callable.")
@@ -64,6 +69,9 @@ class PerfKit:
         self._tasks = _make(BackgroundTaskMiddleware, self._stack, "background", background)
         if self._tasks is not None:
             self._stack = self._tasks.serve
+        profiler = _make(ProfilingMiddleware, self._stack, "profiling", profiling)
+        if profiler is not None:
+            self._stack = profiler.serve
         metrics = _make(PerformanceMiddleware, self._stack, "performance", performance)
         if metrics is not None:
             self._stack = metrics.serve

@@ -26,6 +26,7 @@ TOPICS = (
     "cost",
     "dependencies",
     "memory",
+    "profiling",
     "stats",
     "streams",
     "threads",

@@ -39,6 +39,7 @@ class Case:
     worker_class: str
     path: str
     apps: dict[str, str]
+    target: Target = TARGET
 
 
 def run(settings: Settings) -> Iterator[Table]:
@@ -110,7 +111,7 @@ def compare(case: Case, settings: Settings) -> Iterator[Table]:
     yield Table(
         f"Throughput of {where}",
         "requests/s",
-        compared(rates, TARGET),
+        compared(rates, case.target),
         reference=names[0],
         notes=notes,
     )

@@ -10,17 +10,17 @@ from asgi_perfkit.encoding.encoder import dumps
 from asgi_perfkit.endpoint.intake import Intake
 from asgi_perfkit.endpoint.reading import INTAKE, Reading
 from asgi_perfkit.endpoint.refusal import refuse, refuse_method, send_last
+from asgi_perfkit.endpoint.uploads import UploadFile
 from asgi_perfkit.exceptions import (
     ClientDisconnectedError,
     ConfigurationTypeError,
     ConfigurationValueError,
     RequestError,
 )
-from asgi_perfkit.resources.current import has_resources
-from asgi_perfkit.resources.manager import ResourceManager, innermost
-from asgi_perfkit.resources.plan import make_plan
+from asgi_perfkit.resources.current import current_resources, has_resources
+from asgi_perfkit.resources.manager import Mark, ResourceManager, innermost
 from asgi_perfkit.resources.signatures import ASYNC, GENERATORS, kind_of, name_of
-from asgi_perfkit.resources.solver import overrides_in_force, resolve
+from asgi_perfkit.resources.solver import has_overrides, prepared, resolve
 from asgi_perfkit.steps import current_account
 from asgi_perfkit.threads.functions import run_in_threadpool
 from asgi_perfkit.types import Receive, Scope, Send
@@ -37,6 +37,7 @@ _MISSING: Final = (
     "nobody provides it: mark it with Body(), Form(), Query(), Path(), Header() or Depends(...), "
     "or give it a default."
 )
+_NOTHING: Final[Mark] = (0, 0, 0)
 _JSON: Final = (b"content-type", b"application/json")
 
 
@@ -57,7 +58,7 @@ class Endpoint:
         self._status = status
         self._is_async = kind_of(func, True) == ASYNC
         self._has_no_content = _returns_none(func)
-        self._reading = Reading.of(make_plan(func, given=_GIVEN, missing=_MISSING))
+        self._reading = Reading.of(prepared(func, _GIVEN, _MISSING))
 
     def __repr__(self) -> str:
         return f"<endpoint {self.__name__}>"
@@ -68,20 +69,23 @@ class Endpoint:
         elif self.methods is not None and scope["method"] not in self.methods:
             await refuse_method(scope, receive, send, self.methods)
         elif has_resources(current_account.get()):
-            await self._serve(scope, receive, send)
+            # They may be those of more than this endpoint.
+            manager = innermost(current_account.get(), makes=False)
+            before = _NOTHING if manager is None else manager.mark()
+            await self._serve(scope, receive, send, before)
         else:
             async with ResourceManager():
-                await self._serve(scope, receive, send)
+                await self._serve(scope, receive, send, _NOTHING)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, before: Mark) -> None:
         intake = Intake(scope, receive)
         reading = self._reading
         answering = False
         try:
-            if overrides := overrides_in_force():
-                reading = Reading.of(make_plan(self.func, given=_GIVEN, overrides=overrides))
+            if has_overrides():
+                reading = Reading.of(prepared(self.func, _GIVEN, _MISSING))
             if reading.reads:
-                await reading.read(intake)
+                await _read(reading, intake)
             if reading.solves:
                 value = await resolve(
                     self.func, scope=scope, receive=receive, send=send, endpoint_intake=intake
@@ -95,17 +99,13 @@ class Endpoint:
                 await self._answer(value, intake, send)
         except (RequestError, ClientDisconnectedError) as error:
             # Nobody further out is to see it, but what was opened for the function is.
-            manager = innermost(current_account.get())
+            manager = innermost(current_account.get(), makes=False)
             if manager is not None:
-                await manager.close(error)
+                await manager.undo(before, error)
             if isinstance(error, RequestError):
                 if answering:
                     raise
                 await refuse(intake, send, error.status, error.answer())
-        finally:
-            if intake.uploads is not None:
-                for upload in intake.uploads:
-                    upload.file.close()
 
     def _call(self, reading: Reading, intake: Intake, send: Send) -> Awaitable[Any]:
         values = intake.values
@@ -211,6 +211,24 @@ def _checked_methods(methods: object) -> frozenset[str]:
 def _returns_none(func: Callable[..., Any]) -> bool:
     annotations = getattr(func, "__annotations__", {})
     return "return" in annotations and annotations["return"] in (None, "None")
+
+
+async def _read(reading: Reading, intake: Intake) -> None:
+    """Read what a request brings. Its files are closed with it, behind all that is opened from now on."""
+    uploads: list[UploadFile] = intake.uploads
+    try:
+        await reading.read(intake)
+    except BaseException:
+        for upload in uploads:
+            upload.file.close()
+        raise
+    if uploads:
+        current_resources().push_async_callback(_close, uploads)
+
+
+async def _close(uploads: list[UploadFile]) -> None:
+    for upload in uploads:
+        await upload.close()
 
 
 async def _answer_other(scope: Scope, receive: Receive, send: Send) -> None:

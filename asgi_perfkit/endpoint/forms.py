@@ -54,10 +54,8 @@ class FormReader:
         """
         content_type, length = intake.content()
         text = (content_type or b"").decode("latin-1")
-        if length is not None and length > self._max_size:
-            raise BodyTooLargeError(self._max_size)
         if is_accepted(text, (_MULTIPART,)):
-            found = await self._read_parts(text, intake)
+            found = await self._read_parts(text, intake, length)
         elif is_accepted(text, (_URLENCODED,)):
             found = await self._read_pairs(intake, length)
         elif text or await intake.body(self._max_size, length):
@@ -77,16 +75,17 @@ class FormReader:
         return problems
 
     async def _read_pairs(self, intake: Intake, length: int | None) -> Found:
-        limit = _OTHER_BYTES + sum(
+        # Each byte of a value may be percent-encoded.
+        limit = _OTHER_BYTES + 3 * sum(
             each.max_size * each.max_count for each in self._inputs if not each.is_file
         )
         body = await intake.body(limit, length)
+        if body.count(b"&") >= _MAX_PARTS:  # before they are taken apart
+            raise BodyTooLargeError(_MAX_PARTS, "The form", "fields")
         try:
             found = parse_pairs(body)
         except UnicodeDecodeError:
             raise MalformedBodyError("it is not UTF-8") from None
-        if sum(map(len, found.values())) > _MAX_PARTS:
-            raise BodyTooLargeError(_MAX_PARTS, "The form", "fields")
         for name, values in found.items():
             field = self._by_name.get(name)
             if field is None:
@@ -98,8 +97,9 @@ class FormReader:
                 raise BodyTooLargeError(field.max_count, f"The form's {name!r}", "values")
         return dict(found)
 
-    async def _read_parts(self, content_type: str, intake: Intake) -> Found:
-        intake.uploads = []
+    async def _read_parts(self, content_type: str, intake: Intake, length: int | None) -> Found:
+        if length is not None and length > self._max_size:
+            raise BodyTooLargeError(self._max_size)
         parts = _Parts(self._by_name, content_type, intake.uploads)
         size = 0
         while not intake.whole:
@@ -135,19 +135,20 @@ class _Parts:
         boundary = options.get(b"boundary")
         if not boundary:
             raise MalformedBodyError("its content type names no boundary")
-        self._parser = self._module.MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._add_name,
-                "on_header_value": self._add_value,
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._end_headers,
-                "on_part_data": self._add_data,
-                "on_part_end": self._end,
-                "on_end": self._end_all,
-            },
-        )
+        callbacks = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._add_name,
+            "on_header_value": self._add_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end,
+            "on_end": self._end_all,
+        }
+        try:
+            self._parser = self._module.MultipartParser(boundary, callbacks)
+        except self._error as error:
+            raise _malformed(error) from None
         self._count = 0
         self._other_bytes = 0
         self._over = False
@@ -159,7 +160,7 @@ class _Parts:
         try:
             self._parser.write(chunk)
         except self._error as error:
-            raise MalformedBodyError(str(error).rstrip(".")) from None
+            raise _malformed(error) from None
         return self._writes
 
     def finish(self) -> None:
@@ -247,6 +248,10 @@ class _Parts:
 
     def _end_all(self) -> None:
         self._over = True
+
+
+def _malformed(error: Exception) -> MalformedBodyError:
+    return MalformedBodyError(str(error).rstrip("."))
 
 
 def _decoded(data: bytes) -> str:

@@ -23,18 +23,20 @@ class Intake:
     """What a request has brought so far.
 
     :ivar values: of the parameters, by what makes them.
+    :ivar begun: whether any of its body was asked for.
     :ivar whole: whether all of its body has come, or the client has left.
     :ivar uploads: the files that have come, to be closed at the end.
     """
 
-    __slots__ = ("_headers", "_query", "receive", "scope", "uploads", "values", "whole")
+    __slots__ = ("_headers", "_query", "begun", "receive", "scope", "uploads", "values", "whole")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
         self.receive = receive
         self.values: dict[Any, Any] = {}
         self.whole = False
-        self.uploads: list[Any] | None = None
+        self.begun = False
+        self.uploads: list[Any] = []
         self._query: Texts | None = None
         self._headers: Texts | None = None
 
@@ -73,7 +75,8 @@ class Intake:
             if name == b"content-type":
                 content_type = value
             elif name == b"content-length":
-                length = int(value) if value.isdigit() else None
+                # Python refuses to read a number of very many digits, and no body is that long.
+                length = int(value) if value.isdigit() and len(value) < 20 else None
         return content_type, length
 
     async def chunk(self) -> bytes:
@@ -81,6 +84,7 @@ class Intake:
 
         :raises ClientDisconnectedError: the client has left.
         """
+        self.begun = True
         message = await self.receive()
         if message["type"] != "http.request":
             self.whole = True

@@ -7,6 +7,7 @@ imported it.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from asgi_perfkit.endpoint.shapes import Misfit, path_of, shape_of
+from asgi_perfkit.endpoint.shapes import MAX_REASONS, Misfit, path_of, shape_of
 from asgi_perfkit.exceptions import InvalidRequestError, MalformedBodyError
 from asgi_perfkit.resources.markers import REQUIRED
 
@@ -25,6 +26,7 @@ Decode = Callable[[bytes], Any]
 
 _PYDANTIC: Final = "__pydantic_validator__"
 _MSGSPEC: Final = "__struct_fields__"
+_MISSING: Final = re.compile("Object missing required field `(.*)`")
 
 
 def decoder_of(annotation: Any) -> Decode:
@@ -91,13 +93,16 @@ def _malformed(body: bytes, reason: str) -> MalformedBodyError:
 
 
 def _invalid(reasons: Sequence[tuple[Sequence[object], str]]) -> InvalidRequestError:
-    return InvalidRequestError(("body", path_of(steps), reason) for steps, reason in reasons)
+    told = reasons[:MAX_REASONS]
+    return InvalidRequestError(("body", path_of(steps), reason) for steps, reason in told)
 
 
 def _by_pydantic(validator: Any, cls: Any) -> Decode:
     invalid: type[Exception] = sys.modules["pydantic_core"].ValidationError
 
     def decode(body: bytes) -> Any:
+        if b"NaN" in body or b"Infinity" in body:  # which pydantic takes for JSON, and nobody else
+            _json(body)
         # A model may be completed only when what it refers to is defined, and has another validator then.
         validate = (validator if cls is None else cls.__pydantic_validator__).validate_json
         try:
@@ -107,7 +112,7 @@ def _by_pydantic(validator: Any, cls: Any) -> Decode:
             errors = found.errors(include_url=False, include_context=False, include_input=False)
         if errors[0]["type"] == "json_invalid":
             raise _malformed(body, errors[0]["msg"])
-        raise _invalid([(each["loc"], each["msg"]) for each in errors])
+        raise _invalid([(each["loc"], each["msg"]) for each in errors[:MAX_REASONS]])
 
     return decode
 
@@ -122,6 +127,9 @@ def _by_msgspec(annotation: Any) -> Decode:
         except msgspec.ValidationError as error:
             reason, _, place = str(error).partition(" - at `")
             place = place.rstrip("`") or "$"
+            # The others tell the place that is empty, and not the object around it.
+            if missing := _MISSING.fullmatch(reason):
+                place += f".{missing[1]}"
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _malformed(body, str(error)) from None
         # It tells what does not fit before it has read what comes behind, which may be no JSON.

@@ -2,7 +2,8 @@
 
 A server of HTTP/1 closes a connection whose request was not read whole when its response ends. So the response does
 not end yet: the client has all of it, by its length, while the rest of the body is read and thrown away. A client that
-has very much left to send is better cut off.
+has very much left to send, or is very slow to do so, is better cut off. So is one that sends its body only when it is
+asked to (``Expect: 100-continue``), and was not: it may never do so.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import orjson
 from asgi_perfkit.endpoint.intake import Intake
 from asgi_perfkit.exceptions import ClientDisconnectedError
 from asgi_perfkit.middleware.exchange.unread_body import UnreadBody, is_worth_reading
+from asgi_perfkit.tasks.running import running_loop
 from asgi_perfkit.types import Receive, Scope, Send
 
 __all__ = ["refuse", "refuse_method", "send_last"]
 
 _DRAINED_BYTES: Final = 16 << 20
+_DRAIN_SECONDS: Final = 5.0
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -42,14 +45,21 @@ async def refuse(
     await send(start)
     if scope["method"] == "HEAD":
         body = b""
-    if intake.whole or not is_worth_reading(scope):
+    if intake.whole or not is_worth_reading(scope) or _waits_to_be_asked(intake):
         await send_last(intake, send, body)
         return
     await send({"type": "http.response.body", "body": body, "more_body": True})
     length = intake.content()[1]
     if length is None or length <= _DRAINED_BYTES:
-        await _drain(intake)
+        await running_loop().attempt(_drain(intake), _DRAIN_SECONDS)
     await send_last(intake, send, b"")
+
+
+def _waits_to_be_asked(intake: Intake) -> bool:
+    return not intake.begun and any(
+        name == b"expect" and value.lower() == b"100-continue"
+        for name, value in intake.scope["headers"]
+    )
 
 
 async def send_last(intake: Intake, send: Send, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Makes of the values that JSON has those that a function is annotated with: strictly, and with all that does not fit.
+"""Makes of the values that JSON has those that a function is annotated with: strictly, and with what does not fit.
 
 A number is not a string, nor True a number; a whole number does for a float. What JSON has no type for is a string:
 times as ISO 8601, UUIDs, decimals (which may be numbers, too). Names in an object that a dataclass does not have are
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from asgi_perfkit.endpoint.texts import from_text
 
-__all__ = ["Misfit", "Shape", "UnknownShapeError", "path_of", "shape_of"]
+__all__ = ["MAX_REASONS", "Misfit", "Shape", "UnknownShapeError", "path_of", "shape_of"]
 
 Shape = Callable[[Any], Any]
 """Makes a value of one of JSON; raises a :class:`Misfit`."""
@@ -28,11 +28,14 @@ Steps = tuple[str | int, ...]
 
 _NONE: Final = type(None)
 
+MAX_REASONS: Final = 100
+"""How many of the places that do not fit are told: a small body can have very many."""
+
 
 class Misfit(Exception):  # noqa: N818  # it never gets out
     """A value is not of the shape that is wanted.
 
-    :ivar reasons: all that does not fit: where, from this value on, and why.
+    :ivar reasons: what does not fit, up to some number: where, from this value on, and why.
     """
 
     def __init__(self, reasons: Sequence[tuple[Steps, str]]) -> None:
@@ -178,6 +181,8 @@ def _list(element: Shape) -> Shape:
                     element(each)
                 except Misfit as misfit:
                     reasons += misfit.below(number)
+                    if len(reasons) >= MAX_REASONS:
+                        break
             raise Misfit(reasons) from None
 
     return make
@@ -197,6 +202,8 @@ def _dict(element: Shape) -> Shape:
                 found[key] = element(each)
             except Misfit as misfit:
                 reasons += misfit.below(key)
+                if len(reasons) >= MAX_REASONS:
+                    break
         if reasons:
             raise Misfit(reasons)
         return found

@@ -22,6 +22,8 @@ METRICS: dict[str, float] = {
     "memory_delta": BYTES,
     "thread_wait_time": SECONDS,
     "thread_time": SECONDS,
+    "query_time": SECONDS,
+    "query_count": NUMBER,
     "dependency_resolution_time": SECONDS,
     "serialization_time": SECONDS,
     "compression_time": SECONDS,

@@ -6,7 +6,7 @@ size has hard bounds, whatever clients send:
 ===================================  =========================================================================
 endpoints                            `max_series`, as the caller of :meth:`Registry.record` has it, then `OVERFLOW`
 methods                              the standard ones, any other is `OTHER`
-a series                             64 kB: 80 histogram pages, 8 measured names, then `OVERFLOW`
+a series                             64 kB: 70 histogram pages, 8 measured names, then `OVERFLOW`
 statuses                             32 different ones, then 0
 an endpoint's name                   the first 200 characters
 ===================================  =========================================================================
@@ -50,9 +50,9 @@ METHODS = frozenset("GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE PATCH".split
 _MAX_ENDPOINT_LENGTH = 200
 _MAX_NAMES = 8
 _MAX_STATUSES = 32
-# The histograms of a row for requests, up to 17 of the kit's metrics, one more for negative values, and 9 named ones,
-# take 0.9 kB each and a page of 336 bytes: 34 kB. With 48 more pages that is 50 kB. Numbers and tables: up to 11 kB.
-_MAX_PAGES = 48
+# The histograms of a row for requests, up to 19 of the kit's metrics, one more for negative values, and 9 named ones,
+# take 0.9 kB each and a page of 336 bytes: 36 kB. With 40 more pages that is 50 kB. Numbers and tables: up to 11 kB.
+_MAX_PAGES = 40
 
 _TROUBLES = (
     "overflowed",

@@ -13,6 +13,7 @@ from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.middleware.exchange import Exchange, HTTPExchange, WebSocketExchange, exchange_of
 from asgi_perfkit.middleware.lifespan import run_lifespan
 from asgi_perfkit.resources.current import lifetime
+from asgi_perfkit.resources.limits import checked_timeout
 from asgi_perfkit.resources.manager import ResourceManager
 from asgi_perfkit.steps import current_account
 from asgi_perfkit.steps.loop import on_trio
@@ -37,14 +38,19 @@ class ResourceMiddleware:
     Those of the application, :func:`app_resources`, are closed at the shutdown, after the app's own.
 
     :param app: an ASGI app, single or double callable.
-    :raises ConfigurationTypeError: `app` is not callable.
+    :param close_timeout: how long each resource may take to close, those of the application too (seconds, monotonic);
+        None for any time. Then it is cancelled, as :class:`ResourceManager` has it, and the request, or the shutdown,
+        ends as one in which it has failed to close. A server cannot stop before all is closed.
+    :raises ConfigurationTypeError: `app` is not callable, or `close_timeout` no number.
+    :raises ConfigurationValueError: `close_timeout` is not above 0.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, *, close_timeout: float | None = 30.0) -> None:
         if not callable(app):
             raise ConfigurationTypeError(
                 f"{type(self).__name__}(app)", app, "an ASGI application is a callable."
             )
+        self._close_timeout = checked_timeout(type(self).__name__, close_timeout)
         self.app: ASGIApp = single_callable(app)
         self._app_resources: ResourceManager | None = None
         self._opening = RLock()  # the first use may be in two threads at once
@@ -113,6 +119,7 @@ class ResourceMiddleware:
             manager = account.resources
             if type(manager) is not ResourceManager:
                 manager = ResourceManager()
+                manager.close_timeout = self._close_timeout
                 manager.request = _Request(self, account)
                 account.afterwards = manager.finish
                 account.resources = manager
@@ -133,7 +140,9 @@ class ResourceMiddleware:
                     logger.warning(
                         "The application's resources are used without a lifespan: nobody will close them."
                     )
-                    manager = self._app_resources = ResourceManager()
+                    manager = self._app_resources = ResourceManager(
+                        close_timeout=self._close_timeout
+                    )
         return manager
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +151,7 @@ class ResourceMiddleware:
             self._app_resources = outer
             await self.app(scope, receive, send)
             return
-        async with ResourceManager() as manager:
+        async with ResourceManager(close_timeout=self._close_timeout) as manager:
             self._app_resources = manager
             token = lifetime.set(manager)
 
@@ -155,7 +164,7 @@ class ResourceMiddleware:
                         logger.error(
                             "Resources of the application failed to close.", exc_info=failure
                         )
-                        message = {"type": "lifespan.shutdown.failed", "message": str(failure)}
+                        message = {"type": "lifespan.shutdown.failed", "message": _told(failure)}
                 await send(message)
 
             try:
@@ -163,6 +172,11 @@ class ResourceMiddleware:
             finally:
                 with suppress(ValueError):  # closed by a garbage collection, in another context
                     lifetime.reset(token)
+
+
+def _told(failure: Exception) -> str:
+    failures = getattr(failure, "exceptions", (failure,))
+    return "; ".join(f"{type(each).__name__}: {each}" for each in failures)
 
 
 class _Request:

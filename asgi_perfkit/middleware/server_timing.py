@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from asgi_perfkit.middleware.exchange import Exchange
+from asgi_perfkit.profiling.queries.request import RequestQueries
 from asgi_perfkit.types import Message
 
 __all__ = ["add_server_timing"]
@@ -22,7 +23,8 @@ _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 def add_server_timing(exchange: Exchange, message: Message) -> Message:
     """The `http.response.start` message with the timings of `exchange` behind those that the app has set.
 
-    The processing time comes first, then what was measured, by name, the sum of each. The app's message and its
+    The processing time comes first, then what was measured, by name, the sum of each, and the time in queries, where
+    they are profiled. The app's message and its
     headers are left as they are; with all entries together there are never more than 20, the app's own first.
     """
     headers = list(message.get("headers", ()))
@@ -50,5 +52,8 @@ def _entries(exchange: Exchange) -> list[str]:
     for metric, value in (*sums, *(exchange.observations or ())):
         name = _NOT_TOKEN.sub("_", metric)
         durations_ns[name] = durations_ns.get(name, 0) + value
+    profile = exchange.profile
+    if isinstance(profile, RequestQueries):
+        durations_ns.setdefault("query", profile.time_ns)
     entries = [("processing", exchange.processing_ns), *durations_ns.items()]
     return [f"{name};dur={duration_ns / 1e6:.3f}" for name, duration_ns in entries]

@@ -7,7 +7,7 @@ code, so plans of one shape share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from time import perf_counter_ns
@@ -39,7 +39,7 @@ from asgi_perfkit.resources.signatures import (
     THREAD,
     THREAD_GENERATOR,
 )
-from asgi_perfkit.resources.tickets import ABSENT, Ticket, joined
+from asgi_perfkit.resources.tickets import ABSENT, RESOLVE, Ticket, joined
 from asgi_perfkit.threads.functions import run_in_threadpool
 
 __all__ = [
@@ -54,7 +54,7 @@ __all__ = [
 
 # Of the manager, the account, the function that is resolved, and the values that were given.
 Solver = Callable[[Any, Any, Any, Any], Coroutine[Any, Any, Any]]
-Caches = WeakValueDictionary[tuple[int, float], SharedCache]
+Caches = WeakValueDictionary[tuple[int, float, Hashable], SharedCache]
 
 _TTL_VALUES = 1000
 _INDENT = "    "
@@ -98,7 +98,7 @@ def namespace_of(plan: Plan, caches: Caches) -> dict[str, Any]:
 def cache_of(node: Node, caches: Caches) -> SharedCache:
     """The cache of the values of a `node` that has a ttl."""
     assert node.ttl is not None
-    slot = id(node.call), node.ttl
+    slot = id(node.call), node.ttl, node.key if node.replaced else None
     cache = caches.get(slot)
     if cache is None:
         cache = caches[slot] = SharedCache(f"Depends({node.name})", _TTL_VALUES, node.ttl)
@@ -113,7 +113,7 @@ def run_code(source: str, namespace: dict[str, Any], name: str) -> Any:
 
 @lru_cache(256)
 def _code_of(source: str) -> CodeType:
-    return compile(source, "<asgi_perfkit.resolve>", "exec")
+    return compile(source, RESOLVE, "exec")
 
 
 _HELPERS: dict[str, Any] = {

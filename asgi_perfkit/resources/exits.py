@@ -1,24 +1,34 @@
-"""What is to be left, last in first out, as nested ``with`` statements would leave it."""
+"""What is to be left: the kinds of exits that there are, and how those in threads are waited for."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from contextvars import copy_context
-from importlib import import_module
-from types import AsyncGeneratorType, GeneratorType, TracebackType
+from contextlib import ExitStack
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from threading import Thread, current_thread
+from types import MethodType, TracebackType
 from typing import Any
 
-from asgi_perfkit.exceptions import CleanupError
-from asgi_perfkit.threads.functions import run_in_threadpool
-from asgi_perfkit.threads.hop import new_call
-from asgi_perfkit.threads.limiter import EXIT
+from asgi_perfkit.exceptions import CleanupTimeoutError
+from asgi_perfkit.resources.signatures import name_of
+from asgi_perfkit.steps.loop import asyncio_loop
+from asgi_perfkit.threads.call import Call
+from asgi_perfkit.threads.hop import new_call, new_pin
+from asgi_perfkit.threads.limiter import EXIT, default_limiter
+from asgi_perfkit.threads.managers import contextmanager_in_threadpool
+from asgi_perfkit.threads.pool import Worker
 
-__all__ = ["AsyncCallback", "Callback", "Exit", "ThreadExit", "leave_all"]
-
-logger = logging.getLogger("asgi_perfkit")
+__all__ = [
+    "AsyncCallback",
+    "Callback",
+    "Exit",
+    "ThreadExit",
+    "ThreadManager",
+    "limits_itself",
+    "name_of_exit",
+    "seconds_in_force",
+]
 
 Leave = Callable[
     [type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[Any]
@@ -26,102 +36,10 @@ Leave = Callable[
 # A generator stands for itself: that spares an object for each.
 Exit = AsyncGenerator[Any, Any] | Generator[Any, Any, Any] | Leave
 
-
-async def leave_all(exits: list[Exit], depth: int, error: BaseException | None) -> bool:
-    """Leave what stands above `depth`, each with the exception that those behind it have left, `error` at first.
-
-    :return: whether `error` was suppressed.
-    :raises ExceptionGroup: of what was raised by some, when all are left; or, if there was one, what is no
-        :class:`Exception`, itself (the others are logged then).
-    """
-    pending = error
-    failures: list[BaseException] = []
-    while len(exits) > depth:
-        try:
-            if await _leave(exits.pop(), pending):
-                pending = None
-                failures.clear()  # what came of those before was suppressed with it
-        except GeneratorExit:  # this coroutine is being closed, and may not await any more
-            raise
-        except BaseException as failure:
-            if failure is not pending:
-                if failure.__context__ is None:
-                    failure.__context__ = pending
-                failures.append(failure)
-                pending = failure
-    try:
-        if failures:
-            _raise(failures, error)
-        return pending is None and error is not None
-    finally:
-        del pending, failures, error  # their tracebacks hold this frame
-
-
-def _raise(failures: list[BaseException], error: BaseException | None) -> None:
-    fatal = error if error is not None and not isinstance(error, Exception) else None
-    for failure in failures:
-        if fatal is None and not isinstance(failure, Exception):
-            fatal = failure
-    if fatal is None:
-        group = _group([failure for failure in failures if isinstance(failure, Exception)])
-        group.__context__ = error
-        raise group
-    for failure in failures:
-        if failure is not fatal:
-            logger.error("A resource failed to close.", exc_info=failure)
-    if fatal is not error:
-        raise fatal
-
-
-def _group(failures: list[Exception]) -> Exception:
-    number = len(failures)
-    message = "a resource failed to close" if number == 1 else f"{number} resources failed to close"
-    kind: Any = CleanupError
-    if sys.version_info >= (3, 11):
-        kind = ExceptionGroup  # noqa: F821  which is built in there
-    else:
-        # What trio and anyio raise there.
-        with suppress(ImportError):
-            kind = import_module("exceptiongroup").ExceptionGroup
-    group: Exception = kind(message, failures)
-    return group
-
-
-async def _leave(leave: Exit, error: BaseException | None) -> bool:
-    kind = type(leave)
-    generator: Any = leave
-    if error is not None:
-        if kind is AsyncGeneratorType:
-            leave = _adopt_async(generator).__aexit__
-        elif kind is GeneratorType:
-            return bool(_adopt(generator).__exit__(type(error), error, error.__traceback__))
-        return bool(await leave(type(error), error, error.__traceback__))  # type: ignore[operator]
-    if kind is AsyncGeneratorType:
-        try:
-            await generator.__anext__()
-        except StopAsyncIteration:
-            return False
-        await generator.aclose()
-        raise _not_stopped(generator)
-    if kind is GeneratorType:
-        try:
-            next(generator)
-        except StopIteration:
-            return False
-        generator.close()
-        raise _not_stopped(generator)
-    return bool(await leave(None, None, None))  # type: ignore[operator]
-
-
-def _not_stopped(generator: Any) -> RuntimeError:
-    return RuntimeError(
-        f"{generator.__qualname__} yields more than once: a dependency yields its value, and then cleans up."
-    )
-
-
-# contextlib's own manager around a generator that has begun: it knows what an exception that is thrown in comes to.
-_adopt_async = asynccontextmanager(lambda generator: generator)
-_adopt = contextmanager(lambda generator: generator)
+seconds_in_force: ContextVar[float | None] = ContextVar(
+    "asgi_perfkit.resources.seconds", default=None
+)
+"""How long each cleanup of the closing that the running code belongs to may take."""
 
 
 class AsyncCallback:
@@ -135,6 +53,10 @@ class AsyncCallback:
         self._function = function
         self._args = args
         self._kwargs = kwargs
+
+    @property
+    def name(self) -> str:
+        return _named(self._function)
 
     async def __call__(
         self,
@@ -157,8 +79,12 @@ class Callback(AsyncCallback):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        await run_in_threadpool(self._function, *self._args, **self._kwargs)
+        call, cancelled = await _run(self, copy_context(), self._call)
+        call.result(cancelled)
         return False
+
+    def _call(self) -> None:
+        self._function(*self._args, **self._kwargs)
 
 
 class ThreadExit:
@@ -170,19 +96,39 @@ class ThreadExit:
         self._cm = cm
         self._context = copy_context()
 
+    @property
+    def name(self) -> str:
+        return _named(self._cm)
+
     async def __call__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        call = new_call(self._context, EXIT, _exit, (self._cm, error), limiter=None)
-        try:
-            cancelled = await call.run(leaves=False)
-            suppressed: bool = call.result(cancelled)
-            return suppressed
-        finally:
-            cancelled = error = None
+        return await _exit_in_thread(self, error)
+
+
+class ThreadManager(contextmanager_in_threadpool[Any]):
+    """A blocking context manager, whose exit is waited for as long as a cleanup may take."""
+
+    @property
+    def name(self) -> str:
+        return _named(self._cm)
+
+    async def _exit(self, error: BaseException | None) -> bool:
+        return await _exit_in_thread(self, error)
+
+
+async def _exit_in_thread(leave: ThreadExit | ThreadManager, error: BaseException | None) -> bool:
+    try:
+        call, cancelled = await _run(leave, leave._context, partial(_exit, leave._cm, error))
+        if error is not None and call.error is error:  # the exit has raised it again
+            call.error, call.value = None, False
+        suppressed: bool = call.result(cancelled)
+        return suppressed
+    finally:
+        cancelled = error = None
 
 
 def _exit(cm: Any, error: BaseException | None) -> bool:
@@ -192,3 +138,84 @@ def _exit(cm: Any, error: BaseException | None) -> bool:
         if error is not None:
             raise error
     return error is not None
+
+
+async def _run(
+    leave: Callback | ThreadExit | ThreadManager, context: Context, function: Callable[[], object]
+) -> tuple[Call, BaseException | None]:
+    """Have `function` called in a worker thread, and wait for that; also returns the cancellation that came meanwhile.
+
+    :raises CleanupTimeoutError: it takes longer than a cleanup may. The thread goes on.
+    """
+    seconds = seconds_in_force.get()
+    if seconds is None:
+        call = new_call(context, EXIT, function, (), limiter=None)
+        return call, await call.run(leaves=False)
+    work = _Work(function)
+    # On trio, the thread that a pin keeps is one that the end of the run does not wait for.
+    pin = None if asyncio_loop() is not None else new_pin()
+    call = new_call(context, EXIT, work.run, (pin is not None,), limiter=None, pin=pin)
+    call.begin()
+    cancelled = await call.wait_a_moment(seconds)
+    if not call.over:
+        work.leave_behind()
+        raise CleanupTimeoutError(leave.name, seconds, in_thread=True)
+    if pin is not None:
+        pin.release()
+    return call, cancelled
+
+
+class _Work:
+    """A function that runs in a worker thread, which nobody may wait for."""
+
+    __slots__ = ("_function", "_is_over", "_worker")
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._is_over = False
+        self._worker: Thread | None = None
+
+    def run(self, is_pinned: bool) -> object:
+        """Call the function; in the thread."""
+        worker = self._worker = current_thread()
+        limiter = default_limiter()
+        try:
+            # For a thread that is pinned nobody else calls the limiter's hooks.
+            if is_pinned and limiter.before is not None:
+                limiter.before()
+            return self._function()
+        finally:
+            if is_pinned and limiter.after is not None:
+                limiter.after()
+            self._is_over = True
+            if isinstance(worker, Worker):
+                worker.kept = False
+
+    def leave_behind(self) -> None:
+        """Let the end of the loop not wait for the thread."""
+        worker = self._worker
+        if isinstance(worker, Worker):
+            worker.kept = True
+            if self._is_over:  # just now
+                worker.kept = False
+
+
+def limits_itself(leave: Any) -> bool:
+    """Whether it is in a thread, which cannot be cancelled, and waited for no longer than a cleanup may take."""
+    kind = type(leave)
+    if kind is MethodType:
+        return type(leave.__self__) is ThreadManager
+    return kind is ThreadExit or kind is Callback
+
+
+def name_of_exit(leave: Any) -> str:
+    """What a user knows it by."""
+    if type(leave) is MethodType:
+        leave = leave.__self__
+    if isinstance(leave, (AsyncCallback, ThreadExit, ThreadManager)):
+        return leave.name
+    return _named(leave)
+
+
+def _named(thing: Any) -> str:
+    return name_of(getattr(thing, "gen", thing))  # of contextlib's managers around generators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
@@ -11,16 +12,26 @@ from typing import Any, Final, Protocol, TypeVar, overload
 
 from asgi_perfkit.caching.request import RequestScopedCache
 from asgi_perfkit.exceptions import ConfigurationTypeError, ResourcesClosedError
-from asgi_perfkit.resources.exits import AsyncCallback, Callback, Exit, ThreadExit, leave_all
+from asgi_perfkit.resources.exits import (
+    AsyncCallback,
+    Callback,
+    Exit,
+    ThreadExit,
+    ThreadManager,
+    seconds_in_force,
+)
+from asgi_perfkit.resources.leaving import leave_all
+from asgi_perfkit.resources.limits import Limit, Region, checked_timeout
 from asgi_perfkit.resources.shield import shielded
-from asgi_perfkit.resources.tickets import ABSENT, Ticket, joined
+from asgi_perfkit.resources.tickets import ABSENT, Making, Ticket, joined, made_around, makes
 from asgi_perfkit.steps import Account, current_account, on_event_loop
 from asgi_perfkit.steps.loop import on_trio
-from asgi_perfkit.threads.managers import contextmanager_in_threadpool
 
 __all__ = ["NOTHING_SOLVED", "Request", "ResourceManager", "innermost", "not_yielded"]
 
 T = TypeVar("T")
+
+Mark = tuple[int, int, int]
 
 NOTHING_SOLVED: Final[dict[Hashable, Any]] = {}  # nothing is ever put into this one
 
@@ -47,6 +58,12 @@ class ResourceManager:
 
     A resource is entered in the task that asks for it. What must be exited in the same task (task groups, cancel
     scopes) is to be entered in the one that closes the manager; on trio, within ``async with``.
+
+    :param close_timeout: how long each resource may take to close (seconds, monotonic); None for any time, or within
+        a closing that has a limit, that one. Then it is cancelled, and waited for, and it counts as one that has failed
+        to close, with a :class:`CleanupTimeoutError`; one in a worker thread is left behind there. The others are
+        closed all the same.
+    :raises ConfigurationError: `close_timeout` is neither None nor a number above 0.
     """
 
     __slots__ = (
@@ -58,23 +75,31 @@ class ResourceManager:
         "_token",
         "active",
         "begun",
+        "close_timeout",
         "closed",
         "exits",
         "ledger",
         "region",
         "request",
         "solved",
+        "spare",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, close_timeout: float | None = None) -> None:
         # Much is set at once, and little made: outside of requests each resolution makes a manager.
+        self.close_timeout = (
+            close_timeout
+            if close_timeout is None
+            else checked_timeout("ResourceManager", close_timeout)
+        )
         self.exits: list[Exit] = []
         self.closed = self._closing = False
         self.active = self.begun = 0  # resolutions that run, and that ever began
         self.solved = NOTHING_SOLVED  # the dependencies' values, by what they are made of
         self.ledger: Any = None  # what the first resolution has made, as long as it is alone
+        self.spare: Ticket | None = None  # its ticket, if it has to wait for something while it is
         self.request: Request | None = None  # what it is for
-        self.region: Any = None  # on trio, the cancel scope around everything
+        self.region: Region | None = None  # on trio, what is around everything
         self._account: Account | None = None
         self._token: Token[ResourceManager | None] | None = None
         self._cache: RequestScopedCache | None = None
@@ -108,8 +133,8 @@ class ResourceManager:
                 raise ConfigurationTypeError(
                     "ResourceManager.enter(cm)", cm, "give a context manager."
                 )
-            cm = contextmanager_in_threadpool(cm)
-            kind = type(cm)
+            cm = ThreadManager(cm)
+            kind = ThreadManager
         value = await kind.__aenter__(cm)
         await self.keep(MethodType(kind.__aexit__, cm))
         return value
@@ -140,6 +165,7 @@ class ResourceManager:
         self.exits.append(ThreadExit(cm))
         return value
 
+    @makes
     async def acquire(self, name: Hashable, factory: Callable[[], Any]) -> Any:
         """The resource of that `name`, made when somebody asks for it first.
 
@@ -148,6 +174,8 @@ class ResourceManager:
 
         :param factory: called without arguments. An awaitable that it returns is awaited; a context manager, blocking
             ones included, is entered, and a generator advanced to its ``yield``: to be closed with the manager.
+        :raises DependencyCycleError: the factory, or a task that it has started, asks for the same name while it makes
+            the resource: both would wait for ever.
         :raises ResourcesClosedError: the manager is closed.
         """
         self._check_open()
@@ -156,14 +184,18 @@ class ResourceManager:
             named = self._named = {}
         value = named.get(name, ABSENT)
         if value is ABSENT or (
-            type(value) is Ticket and (value := await joined(named, name)) is ABSENT
+            type(value) is Ticket and (value := await joined(named, name, repr(name))) is ABSENT
         ):
             ticket = named[name] = Ticket()
+            making = Making(ticket, repr(name))
+            token = made_around.set(making)
             try:
                 value = await self.open_made(factory())
             except BaseException as error:
                 ticket.fail(named, name, error)
                 raise
+            finally:
+                making.end(token)
             named[name] = value
             ticket.wake()
         return value
@@ -207,13 +239,19 @@ class ResourceManager:
         """Have a blocking function called at the end, in a worker thread; from any thread.
 
         :param args: its arguments, as `kwargs` are.
-        :raises ConfigurationTypeError: `callback` is not callable.
+        :raises ConfigurationTypeError: `callback` is not callable, or is an async function.
         :raises ResourcesClosedError: the manager is closed.
         """
         self._check_open()
         if not callable(callback):
             raise ConfigurationTypeError(
                 "ResourceManager.push_callback(callback)", callback, "give a function."
+            )
+        if inspect.iscoroutinefunction(callback):
+            raise ConfigurationTypeError(
+                "ResourceManager.push_callback(callback)",
+                callback,
+                "an async function needs no thread: use push_async_callback.",
             )
         self.exits.append(Callback(callback, args, kwargs))
 
@@ -285,9 +323,9 @@ class ResourceManager:
             del error  # its traceback holds this frame
 
     def enter_region(self) -> None:
-        """On trio, put the cancel scope around all that comes, which shields the closing."""
-        self.region = sys.modules["trio"].CancelScope()
-        self.region.__enter__()
+        """On trio, put the cancel scopes around all that comes, which shield the closing."""
+        self.region = Region(limited=self._seconds() is not None)
+        self.region.enter()
 
     async def _end(self, error: BaseException | None) -> bool:
         try:
@@ -304,7 +342,7 @@ class ResourceManager:
     def _leave_region(self, error: BaseException | None) -> None:
         region, self.region = self.region, None
         if region is not None:
-            region.__exit__(type(error) if error else None, error, error and error.__traceback__)
+            region.leave(error)
 
     async def close(self, error: BaseException | None) -> bool:
         """Close all, as the end of a block that raises `error` does; whether that is suppressed."""
@@ -314,17 +352,86 @@ class ResourceManager:
         try:
             if not self.exits:
                 return False
-            return await shielded(self._leave_exits(error), self.region)
+            return await self.leave(self.exits, 0, error, is_end=True)
         finally:
             self._forget()
             del error
 
-    async def _leave_exits(self, error: BaseException | None) -> bool:
+    def leave(
+        self, exits: list[Exit], depth: int, error: BaseException | None, *, is_end: bool = False
+    ) -> Awaitable[bool]:
+        """Leave what stands in `exits` above `depth`, whoever cancels the task meanwhile; see :func:`leave_all`.
+
+        :param is_end: whether the manager is closed then.
+        """
+        region = self.region
+        if region is None and "trio" in sys.modules and on_trio():
+            return self._leave_in_region(exits, depth, error, is_end)
+        return shielded(self._leave(exits, depth, error, region, is_end), region)
+
+    async def _leave_in_region(
+        self, exits: list[Exit], depth: int, error: BaseException | None, is_end: bool
+    ) -> bool:
+        region = Region(limited=self._seconds() is not None)
+        region.enter()
         try:
-            return await leave_all(self.exits, 0, error)
+            return await shielded(self._leave(exits, depth, error, region, is_end), region)
         finally:
-            self.closed = True  # before a cancellation is delivered: others may run then
+            region.leave(sys.exc_info()[1])
+            del error  # its traceback holds this frame
+
+    async def _leave(
+        self,
+        exits: list[Exit],
+        depth: int,
+        error: BaseException | None,
+        region: Region | None,
+        is_end: bool,
+    ) -> bool:
+        seconds = self._seconds()
+        limit = token = None
+        if seconds is not None:
+            limit = Limit(seconds, region)
+            token = seconds_in_force.set(seconds)
+        try:
+            return await leave_all(exits, depth, error, limit)
+        finally:
+            if is_end:
+                self.closed = True  # before a cancellation is delivered: others may run then
+            if limit is not None and token is not None:
+                limit.end()
+                try:
+                    seconds_in_force.reset(token)
+                except ValueError:  # closed by a garbage collection, in another context
+                    pass
             del error
+
+    def _seconds(self) -> float | None:
+        return seconds_in_force.get() if self.close_timeout is None else self.close_timeout
+
+    def mark(self) -> Mark:
+        """How far it is, for :meth:`undo`."""
+        named = self._named
+        return len(self.exits), len(self.solved), 0 if named is None else len(named)
+
+    async def undo(self, mark: Mark, error: BaseException) -> None:
+        """Close what was opened since the `mark`, as the end of a block that raises `error` does, and forget it.
+
+        :raises: as :meth:`aclose`.
+        """
+        if self.closed or self._closing:
+            return
+        opened, solved, acquired = mark
+        self.ledger = None
+        while len(self.solved) > solved:
+            self.solved.popitem()
+        while self._named is not None and len(self._named) > acquired:
+            self._named.popitem()
+        try:
+            if len(self.exits) > opened:
+                await self.leave(self.exits, opened, error)
+        finally:
+            del error  # its traceback holds this frame
 
     def keep_values(self) -> None:
         """Be ready to keep the values of dependencies."""
@@ -334,7 +441,7 @@ class ResourceManager:
     def _forget(self) -> None:
         self.closed = True
         self.solved = {}
-        self.ledger = self.request = self._cache = self._named = None
+        self.ledger = self.spare = self.request = self._cache = self._named = None
 
     async def keep(self, leave: Exit) -> None:
         """Leave at the end what was entered just now.
@@ -342,7 +449,7 @@ class ResourceManager:
         :raises ResourcesClosedError: it is too late for that, and it was left at once.
         """
         if self.closed:
-            await shielded(leave_all([leave], 0, None), self.region)
+            await self.leave([leave], 0, None)
             raise ResourcesClosedError
         self.exits.append(leave)
 
@@ -358,10 +465,11 @@ def not_yielded(name: str) -> RuntimeError:
     )
 
 
-def innermost(account: Account | None) -> ResourceManager | None:
+def innermost(account: Account | None, *, makes: bool = True) -> ResourceManager | None:
     """The manager of the innermost block or request that runs here; None outside of any.
 
     :param account: the current one.
+    :param makes: whether that of a request is made if there was none so far; None then, otherwise.
     """
     manager = entered.get()
     if manager is not None and (account is None or manager.is_of(account)):
@@ -370,7 +478,7 @@ def innermost(account: Account | None) -> ResourceManager | None:
         found = account.resources
         if found is not None:
             if type(found) is not ResourceManager:
-                if account.closed:
+                if account.closed or not makes:
                     return None
                 found = found.open(account)
             return None if found.closed else found

@@ -73,6 +73,8 @@ class Node:
     :ivar kind: how it is called.
     :ivar known: the values, as (source, name), that it or what it depends on is made of, if they may differ.
     :ivar replaced: whether it, or what it depends on, stands in the place of another.
+    :ivar seen: of the calls that overrides replace, those that it depends on: whether each was replaced there. That is
+        not so within what stands in its place.
     """
 
     __slots__ = (
@@ -86,6 +88,7 @@ class Node:
         "measure",
         "name",
         "replaced",
+        "seen",
         "ttl",
         "use_cache",
     )
@@ -98,6 +101,7 @@ class Node:
         self.inputs: list[Input] = []
         self.known: dict[tuple[str, str], None] = {}
         self.replaced = False
+        self.seen: dict[Hashable, bool] = {}
         self.use_cache = depends.use_cache
         self.ttl = depends.ttl
         self.lifetime = depends.lifetime
@@ -198,21 +202,25 @@ class _Planner:
         self._given = given
         self._known = known
         self._overrides = overrides
+        self._replacements = set(map(identity, overrides.values()))
         self._mark = mark
         self._remedy = missing
         self.by_type = False
         self.nodes: list[Node] = []
-        self._found: dict[Hashable, Node] = {}
-        self._way: list[Node] = []  # from the function to where the search is
-        self._replaced: list[Callable[..., Any]] = []  # on that way
+        self._found: dict[Hashable, list[Node]] = {}
+        # From the function to where the search is; and how much was replaced before each.
+        self._way: list[tuple[Node, int]] = []
+        self._replaced: list[Hashable] = []  # on that way
 
     def visit(self, node: Node) -> None:
         """Find the inputs of a `node`."""
-        if any(each.key == node.key for each in self._way):
-            names = [each.name for each in (*self._way, node)]
-            keys = [each.key for each in self._way]
-            raise DependencyCycleError(names[keys.index(node.key) :])
-        self._way.append(node)
+        place = len(self._replaced)
+        # Within what stands in its place a call is another one than without.
+        places = [(each.key, replaced) for each, replaced in self._way]
+        if (node.key, place) in places:
+            names = [*self._names(), node.name]
+            raise DependencyCycleError(names[places.index((node.key, place)) :])
+        self._way.append((node, place))
         in_order = True  # no parameter was left out so far
         for wanted in self._parameters(node):
             if wanted.positional and not in_order:  # it is left out together with one before it
@@ -276,32 +284,40 @@ class _Planner:
         return None
 
     def _node(self, depends: Dependency) -> Node:
-        call = depends.call
-        replacement = None
-        if self._overrides and call not in self._replaced:
-            replacement = self._overrides.get(identity(call))
-        node = Node(call if replacement is None else replacement, depends)
+        call = identity(depends.call)
+        is_overridden = call in self._overrides
+        is_replaced = is_overridden and call not in self._replaced
+        if is_replaced:
+            self._replaced.append(call)
+        node = self._found_or_new(self._overrides[call] if is_replaced else depends.call, depends)
+        if is_replaced:
+            self._replaced.pop()
+        seen = self._way[-1][0].seen
+        seen.update(node.seen)
+        if is_overridden:
+            seen[call] = is_replaced
+        return node
+
+    def _found_or_new(self, call: Callable[..., Any], depends: Dependency) -> Node:
+        node = Node(call, depends)
         slot = node.key, node.ttl, node.lifetime
         if node.use_cache:
-            found = self._found.get(slot)
-            if found is not None:
-                found.concurrent = found.concurrent or node.concurrent
-                found.measure = found.measure or node.measure
-                return found
+            for found in self._found.get(slot, ()):
+                if all(was == (each not in self._replaced) for each, was in found.seen.items()):
+                    found.concurrent = found.concurrent or node.concurrent
+                    found.measure = found.measure or node.measure
+                    return found
         if node.kind in GENERATORS and node.ttl is not None:
             remedy = "a generator cleans up with its request: it can have no ttl."
             raise DependencyError([*self._names(), node.name], None, remedy)
-        if replacement is not None:
-            self._replaced.append(call)
-        node.replaced = replacement is not None
+        node.replaced = node.key in self._replacements
         self.visit(node)
-        if replacement is not None:
-            self._replaced.pop()
         if node.replaced:  # what is kept for others is not for this one, nor the other way round
-            node.key = self._mark, node.key
+            themselves = frozenset(each for each, was in node.seen.items() if not was)
+            node.key = self._mark, node.key, themselves
         self.nodes.append(node)
         if node.use_cache:
-            self._found[slot] = node
+            self._found.setdefault(slot, []).append(node)
         return node
 
     def _check_lifetime(self, node: Node, source: Node, parameter: Parameter) -> None:
@@ -313,7 +329,7 @@ class _Planner:
             raise DependencyError(self._names(), parameter.name, remedy)
 
     def _check_known(self, node: Node, known: Known, parameter: Parameter) -> None:
-        keeper = next((each for each in self._way if each.lifetime == "app"), None)
+        keeper = next((each for each, _ in self._way if each.lifetime == "app"), None)
         if keeper is not None:
             remedy = (
                 f"{keeper.name} lives as long as the application, and {known.name} is of a request."
@@ -331,4 +347,4 @@ class _Planner:
         return DependencyError(self._names(), wanted.parameter.name, remedy)
 
     def _names(self) -> list[str]:
-        return [each.name for each in self._way]
+        return [each.name for each, _ in self._way]

@@ -8,10 +8,8 @@ from typing import Any
 
 from asgi_perfkit.exceptions import DependencyError, NoRequestError
 from asgi_perfkit.resources.current import app_manager
-from asgi_perfkit.resources.exits import leave_all
 from asgi_perfkit.resources.manager import ResourceManager
 from asgi_perfkit.resources.plan import identity
-from asgi_perfkit.resources.shield import shielded
 from asgi_perfkit.resources.tickets import ABSENT, Ticket
 
 __all__ = [
@@ -68,7 +66,7 @@ class Attempt:
             manager.solved.popitem()
         if self.opened:
             try:
-                await shielded(leave_all(exits, self._depth, error), manager.region)
+                await manager.leave(exits, self._depth, error)
             except Exception as failure:
                 logger.error(
                     "Resources failed to close after a dependency had failed.", exc_info=failure
@@ -91,7 +89,7 @@ def begin(manager: ResourceManager) -> None:
     ledger, manager.ledger = manager.ledger, None
     if ledger is not None:
         make_keys, made, values, shared = ledger
-        ticket = Ticket()
+        ticket = Ticket() if manager.spare is None else manager.spare
         shared.append(ticket)
         solved = manager.solved
         for key, value in zip(make_keys(manager, values), made, strict=True):

@@ -9,8 +9,7 @@ entered it. Nor is anything put around it that has to be left before what it exi
   the work. What comes from elsewhere is put off until the work is over. anyio's scopes go the same way.
   A task group that was entered before and is left in the work is elsewhere, too; but it takes back that it has
   cancelled, by the task's `uncancel`, and that is answered as well.
-* On trio it is a cancel scope whose shield is put up for the time. Where there is none around all that the work exits,
-  a scope of the work's own has to do.
+* On trio it is a cancel scope whose shield is put up for the time: that of a region around all that the work exits.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from contextvars import ContextVar
 from types import FrameType
 from typing import Any, TypeVar
 
+from asgi_perfkit.resources.limits import Region
 from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 
 __all__ = ["shielded"]
@@ -33,10 +33,10 @@ logger = logging.getLogger("asgi_perfkit")
 T = TypeVar("T")
 
 
-async def shielded(work: Awaitable[T], region: Any = None) -> T:
+async def shielded(work: Awaitable[T], region: Region | None = None) -> T:
     """Await `work`, and let no cancellation from outside into it.
 
-    :param region: on trio, the cancel scope around all that `work` exits; None if there is none.
+    :param region: on trio, what is around all that `work` exits; None if it exits nothing that was entered before.
     :return: what the work returns.
     :raises: the cancellation that came meanwhile (an exception of the work is logged then); or else what it raises.
     """
@@ -46,11 +46,11 @@ async def shielded(work: Awaitable[T], region: Any = None) -> T:
         if region is None:
             with sys.modules["trio"].CancelScope(shield=True):
                 return await work
-        region.shield = True
+        region.raise_shield()
         try:
             return await work
         finally:
-            region.shield = False
+            region.lower_shield()
     task: Any = asyncio.current_task()
     if task is None:  # it is driven by hand, and nobody can cancel it
         return await work

@@ -14,11 +14,11 @@ from weakref import WeakValueDictionary
 from asgi_perfkit.exceptions import ConfigurationTypeError
 from asgi_perfkit.resources.code import Caches, Solver, compile_plan, shared_caches
 from asgi_perfkit.resources.manager import ResourceManager, innermost
-from asgi_perfkit.resources.plan import Overrides, identity, make_plan
+from asgi_perfkit.resources.plan import Overrides, Plan, identity, make_plan
 from asgi_perfkit.resources.together import continuation, is_concurrent, join_plan
 from asgi_perfkit.steps import current_account
 
-__all__ = ["dependency_overrides", "overrides_in_force", "resolve"]
+__all__ = ["dependency_overrides", "has_overrides", "prepared", "resolve"]
 
 T = TypeVar("T")
 
@@ -100,10 +100,16 @@ class _Functions:
     Everything is kept by the identity of the function, and does not outlive that. Of each function there is what solves
     it, by the names of the values that are given; where their types matter, by these too.
 
+    :param outer: those that were in force before these, if any were.
     :ivar simple: those that solve functions without any values.
+    :ivar over: whether these are in force no more.
     """
 
-    def __init__(self, overrides: Overrides, caches: Caches) -> None:
+    def __init__(
+        self, overrides: Overrides, caches: Caches, outer: _Functions | None = None
+    ) -> None:
+        self.outer = outer
+        self.over = False
         self.simple: dict[int, Solver] = {}
         self._plans: dict[int, Variants] = {}
         self.overrides = overrides
@@ -145,6 +151,34 @@ class _Functions:
             overrides=self.overrides,
             mark=self._mark,
         )
+        return self._compiled(func, plan, variants, names, types, concurrent=concurrent)
+
+    def prepare(self, func: Callable[..., Any], given: Mapping[str, type], missing: str) -> Plan:
+        """The plan of a function for values of these types, which is carried out when it is resolved with such."""
+        plan = make_plan(
+            func, given=given, overrides=self.overrides, mark=self._mark, missing=missing
+        )
+        self._compiled(
+            func,
+            plan,
+            self._variants(func),
+            tuple(given),
+            tuple(given.values()),
+            concurrent=False,
+        )
+        return plan
+
+    def _compiled(
+        self,
+        func: Callable[..., Any],
+        plan: Plan,
+        variants: Variants,
+        names: tuple[str, ...],
+        types: tuple[type, ...],
+        *,
+        concurrent: bool,
+    ) -> Solver:
+        variant = names, types, concurrent
         if concurrent or is_concurrent(plan):
             solver = join_plan(plan, self._caches, all_of_it=concurrent)
         else:
@@ -197,12 +231,24 @@ _here: ContextVar[_Functions | None] = ContextVar("asgi_perfkit.resources.overri
 
 def _functions_here() -> _Functions:
     here = _here.get()
+    while here is not None and here.over:  # left in another context than they were entered in
+        here = here.outer
     return _functions if here is None else here
 
 
-def overrides_in_force() -> Overrides:
-    """What is called here in the place of what; nothing as a rule."""
-    return _functions_here().overrides if _in_force else _functions.overrides
+def prepared(func: Callable[..., Any], given: Mapping[str, type], missing: str) -> Plan:
+    """The plan for `func`, as it is carried out when it is resolved with values of these types; made here and now.
+
+    :param given: the types, by the values' names in the order in which :func:`resolve` will be given them.
+    :param missing: what to do about a parameter that gets no value.
+    :raises DependencyError: as :func:`resolve`.
+    """
+    return _functions_here().prepare(func, given, missing)
+
+
+def has_overrides() -> bool:
+    """Whether something is called here in the place of something else."""
+    return bool(_in_force) and bool(_functions_here().overrides)
 
 
 @contextmanager
@@ -215,7 +261,8 @@ def dependency_overrides(
     `overrides` has ``{a: b}``. `b` has dependencies of its own; where it depends on `a`, that is `a` itself. What
     comes of what is replaced neither takes values that are kept for others nor leaves any.
 
-    Overrides of an outer block stay in force. Outside of any such block they cost nothing.
+    Overrides of an outer block stay in force. Outside of any such block they cost nothing. Where the block is left,
+    they are in force no more, whichever task does so.
 
     :raises ConfigurationTypeError: it is no mapping, or of what cannot be called.
     """
@@ -237,10 +284,15 @@ def dependency_overrides(
             )
         merged[identity(call)] = replacement
     caches: Caches = WeakValueDictionary()
-    token = _here.set(_Functions(merged, caches))
+    functions = _Functions(merged, caches, outer)
+    token = _here.set(functions)
     _in_force.append(token)
     try:
         yield
     finally:
+        functions.over = True
         _in_force.remove(token)
-        _here.reset(token)
+        try:
+            _here.reset(token)
+        except ValueError:  # in another context, as with some fixtures of asynchronous tests
+            pass

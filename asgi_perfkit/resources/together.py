@@ -32,7 +32,7 @@ from asgi_perfkit.resources.signatures import (
     THREAD,
     THREAD_GENERATOR,
 )
-from asgi_perfkit.resources.tickets import ABSENT, Ticket, joined
+from asgi_perfkit.resources.tickets import ABSENT, Making, Ticket, joined, made_around, makes
 from asgi_perfkit.steps.loop import asyncio_loop
 from asgi_perfkit.tasks.loop import Flag
 from asgi_perfkit.tasks.running import running_loop
@@ -199,7 +199,6 @@ class _Run:
         self._adopted = 0
         self._error: BaseException | None = None
         self._stopped = False
-        self._ticket = Ticket()
         self._flag: Flag | None = None
         self._awaited: int | None = None  # which node is next in the task that asked
         self._jobs = _jobs(self._task_ended)
@@ -276,6 +275,7 @@ class _Run:
         assert key is not None
         return key(self._manager, None, self.made, self._values)
 
+    @makes
     async def _make(self, number: int) -> Any:
         """The value of a node all of whose sources are there."""
         recipe = self._recipe
@@ -288,17 +288,21 @@ class _Run:
             return value
         if not node.use_cache:
             return await self._call(number)
-        home, key, ticket = self._home(node), self._key(number), self._ticket
+        home, key = self._home(node), self._key(number)
         value = home.get(key, ABSENT)
         if value is ABSENT or (
             type(value) is Ticket and (value := await joined(home, key)) is ABSENT
         ):
-            home[key] = ticket
+            ticket = home[key] = Ticket()
+            making = Making(ticket, node.name)
+            token = made_around.set(making)
             try:
                 value = await self._call(number)
             except BaseException as error:
                 ticket.fail(home, key, error)
                 raise
+            finally:
+                making.end(token)
             home[key] = value
             if ticket:
                 ticket.wake()

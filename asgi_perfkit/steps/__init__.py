@@ -14,7 +14,6 @@ from asgi_perfkit.steps.account import (
     LateObserver,
     Profile,
     StepObserver,
-    TaskTaker,
     current_account,
 )
 from asgi_perfkit.steps.drive import DONE, DrivenAccount, Owner
@@ -29,7 +28,6 @@ __all__ = [
     "Owner",
     "Profile",
     "StepObserver",
-    "TaskTaker",
     "current_account",
     "follow_children",
     "on_event_loop",

@@ -61,14 +61,22 @@ class Profile(Protocol):
     """Takes what is to be known about a piece of work beside its figures."""
 
     def query(
-        self, account: Account, statement: Any, started_ns: int, rows: int | None, times: int
+        self,
+        account: Account,
+        statement: Any,
+        started_ns: int,
+        rows: int | None,
+        times: int,
+        failed: bool,
     ) -> None:
         """A query has been sent in the work of `account`, and answered just now; may be called from any thread.
 
         :param statement: its text.
         :param started_ns: when it was sent.
         :param rows: how many it has returned or changed; None if that is not known.
-        :param times: how often it was executed, with other parameters each time.
+        :param times: how often it was executed, with other parameters each time; 0 for more time and rows of a query
+            that was told of.
+        :param failed: whether it has raised an error.
         """
 
     def settle(self, account: Any) -> None:
@@ -94,8 +102,8 @@ class Account:
         step meanwhile.
     :ivar closed: whether the work is over. Tasks that outlive it are no longer charged to it.
     :ivar observers: told of every step; see :meth:`join`.
-    :ivar parent: the account within whose work this one was opened, while that is open; its tasks are charged to both.
-        Then what :meth:`outlasting` has made, if it was asked for.
+    :ivar parent: the account within whose work this one was opened; its tasks are charged to both. None after the end.
+    :ivar heir: what stands in for it with those who may outlive it; None if there are none.
     :ivar endpoint: the name of the route that serves this work, once something that knows it has said so.
     :ivar observations: ``(metric, value)`` pairs noted with :meth:`observe`; None before the first.
     :ivar late: takes what is observed after the work is over; None before.
@@ -115,6 +123,7 @@ class Account:
         "encoder",
         "ending",
         "endpoint",
+        "heir",
         "late",
         "longest_ns",
         "loop_ns",
@@ -134,6 +143,7 @@ class Account:
         self.ending = self.closed = False
         self.observers: tuple[StepObserver, ...] = ()
         self.parent: Account | None = None
+        self.heir: _Around | _Remains | None = None
         self.endpoint: str | None = None
         self.observations: list[tuple[str, int]] | None = None
         self.late: LateObserver | None = None
@@ -236,9 +246,12 @@ class Account:
             if self.encoder is None:
                 self.encoder = parent.encoder
             if late is None:
-                late = _Around(parent)
+                late = parent._around()
         self.parent = None
-        self.late = late or _NOBODY
+        heir, self.heir = self.heir, None
+        self.late = late = late or _NOBODY
+        if type(heir) is _Around:
+            heir.settle(late)
         if self.observations:
             self._hand_over()
 
@@ -246,10 +259,21 @@ class Account:
         """What stands in for an account that has ended, and holds nothing of its work; itself before the end."""
         if not self.closed or self.late is None:
             return self
-        remains = self.parent
-        if remains is None:  # two threads at once may make two: one is as good as the other
-            remains = self.parent = _Remains(self)
-        return remains if type(remains) is _Remains else self
+        with _making:  # two threads at once
+            heir = self.heir
+            if type(heir) is not _Remains:
+                heir = self.heir = _Remains(self)
+            return heir
+
+    def _around(self) -> LateObserver:
+        """Who takes what is observed in the name of this account by one that was opened in it, and has ended."""
+        late = self.late
+        if late is None:
+            heir = self.heir
+            if type(heir) is not _Around:
+                heir = self.heir = _Around(self)
+            late = self.late or heir  # another thread may be ending it
+        return late
 
     def _hand_over(self) -> None:
         late = self.late
@@ -267,8 +291,7 @@ class _Remains(Account):
         super().__init__()
         self.closed = True
         self.endpoint = account.endpoint
-        late = account.late
-        self.late = late.settled() if type(late) is _Around else late
+        self.late = account.late
         self.tasks = account.tasks
         self.encoder = account.encoder
         self.resources = None if account.resources is None else _OVER
@@ -279,23 +302,31 @@ class _Remains(Account):
 
 
 class _Around:
-    """The account around one that nobody records."""
+    """The account around those that nobody records; when it has ended, too, who takes what is observed then."""
 
-    __slots__ = ("_account",)
+    __slots__ = ("_account", "_late")
 
     def __init__(self, account: Account) -> None:
-        self._account = account
+        self._account: Account | None = account
+        self._late: LateObserver = _NOBODY
 
-    def settled(self) -> LateObserver:
-        """Who takes it there, if that account has ended, too."""
-        lasting = self._account.outlasting()
-        return self if lasting is self._account or lasting.late is None else lasting.late
+    def settle(self, late: LateObserver) -> None:
+        self._late = late
+        self._account = None
 
     def observe_late(self, metric: str, value: int) -> None:
-        self._account.observe(metric, value)
+        account = self._account
+        if account is not None:
+            account.observe(metric, value)
+        else:
+            self._late.observe_late(metric, value)
 
     def observe_many(self, metric: str, values: Sequence[int]) -> None:
-        self._account.observe_many(metric, values)
+        account = self._account
+        if account is not None:
+            account.observe_many(metric, values)
+        else:
+            self._late.observe_many(metric, values)
 
 
 class _Nobody:

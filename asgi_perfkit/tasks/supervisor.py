@@ -120,8 +120,9 @@ class Supervisor:
                 queue = account.tasks = TaskQueue(self)
         assert queue is not None
         queue.add(account, function, args, kwargs)
-        if account.closed and isinstance(queue, TaskQueue):
-            queue.finish_late()  # unless `finish` has met the queue
+        # Where the end has not come so far, `finish` will find the queue.
+        if account.closed and account.late is not None and isinstance(queue, TaskQueue):
+            queue.finish_late()
 
     holds_tasks = False
 
@@ -331,11 +332,11 @@ class Supervisor:
         return (self._closed and not here) or not loop.begins_anew()
 
     async def _run_groups(
-        self, loop: Loop, groups: deque[Group], stretch: Stretch, *, here: bool
+        self, loop: Loop, groups: list[Group], stretch: Stretch, *, here: bool
     ) -> None:
         try:
             while groups and not self._stops(loop, here=here):
-                group = groups.popleft()
+                group = groups.pop()
                 rest: Awaitable[None] | None
                 if len(group) == 1:
                     rest = self._begin(loop, group.pop(), stretch)
@@ -545,7 +546,8 @@ async def run_alone(tasks: TaskList) -> None:
     tasks.direct(None)
     supervisor.expect(len(tasks))
     loop = running_loop()
-    groups = deque(tasks.take())
+    groups = list(tasks.take())
+    groups.reverse()
     stretch = Stretch(supervisor)
     try:
         await loop.together([partial(supervisor._run_groups, loop, groups, stretch, here=True)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from threading import RLock
@@ -16,7 +15,7 @@ from asgi_perfkit.tasks.item import Item, TaskList
 __all__ = ["Entry", "Group", "TaskQueue", "items_of"]
 
 Group = list[Item]  # of tasks that run at the same time
-Entry = Item | deque[Group]  # the groups of a list of tasks
+Entry = Item | list[Group]  # the groups of a list of tasks, the last one first
 
 
 class Unclaimed(Protocol):
@@ -54,7 +53,7 @@ class TaskQueue:
         self.supervisor = supervisor
         # Lists, as most requests have few tasks, and an empty deque takes 600 bytes.
         self._added: list[Entry] = []
-        self._next: list[Entry] = []  # come before `_added`, and are in reverse order
+        self._next: list[Entry] | None = None  # come before `_added`, and are in reverse order
         self._state: Literal["filling", "released", "discarded"] = "filling"
         self._scheduled = False  # whether it is running, or will be without further ado
 
@@ -75,7 +74,8 @@ class TaskQueue:
                 )
             function.direct(supervisor.handoff)
             supervisor.expect(len(function))
-            entry = deque(function.take(partial(self.add, None)))  # the list may outlive `account`
+            entry = list(function.take(partial(self.add, None)))  # the list may outlive `account`
+            entry.reverse()
         else:
             entry = Item(function, args, kwargs)
             if entry.handoff is not None or supervisor.handoff is not None:
@@ -101,15 +101,15 @@ class TaskQueue:
         with supervisor.lock:
             if self._state != "filling":
                 return
-            if failed and not supervisor.run_on_error:
-                self._state = "discarded"
-            else:
-                self._state = "released"
-                self._scheduled = bool(self._added)
-        if self._state == "discarded":
+            discarded = failed and not supervisor.run_on_error
+            self._state = "discarded" if discarded else "released"
+            entries = list(self._added)
+            # From here on who adds the first one schedules it.
+            self._scheduled = bool(entries) and not discarded
+        if discarded:
             supervisor.account_for(items_of(self.take_all()), "discarded")
-        elif self._scheduled:
-            _let_go(self._added)
+        elif entries:
+            _let_go(entries)
             if supervisor.runs_here():
                 supervisor.schedule(self)
             else:
@@ -131,10 +131,11 @@ class TaskQueue:
         entries = self._next
         if not entries:
             with self.supervisor.lock:  # `add` looks at both
-                if not self._added:
+                entries = self._added
+                if not entries:
                     self._scheduled = False
                     return None
-                entries, self._added = self._added, entries
+                self._added = []
                 entries.reverse()
                 self._next = entries
         return entries.pop()
@@ -142,9 +143,9 @@ class TaskQueue:
     def take_all(self) -> list[Entry]:
         """All that are there, none of which will run."""
         with self.supervisor.lock:
-            entries = [*reversed(self._next), *self._added]
-            self._next.clear()
-            self._added.clear()
+            entries = [*reversed(self._next or ()), *self._added]
+            self._next = None
+            self._added = []
             self._scheduled = False
             return entries
 
@@ -168,5 +169,5 @@ def items_of(entries: Iterable[Entry]) -> Iterator[Item]:
         if isinstance(entry, Item):
             yield entry
         else:
-            for group in entry:
+            for group in reversed(entry):
                 yield from group

@@ -37,6 +37,8 @@ DATABASES = {
         },
     }
 }
+# The same file for transactions that only read: those need not wait for who sells, nor keep him waiting.
+DATABASES["reader"] = {**DATABASES["default"], "OPTIONS": {"timeout": 20}}
 
 DEFAULT_FROM_EMAIL = "shop@example.org"
 MAIL_HOST, _, MAIL_PORT = os.environ.get("SHOP_MAIL_SERVER", "").partition(":")

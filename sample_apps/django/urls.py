@@ -12,6 +12,8 @@ urlpatterns = [
     path("sales/<int:item_id>", views.sales_of),
     path("receipts/<int:sale_id>", views.receipt),
     path("orders/<int:item_id>", views.order),
+    path("prices/<currency>", views.prices),
+    path("offers/<currency>", views.offer),
     path("wait", views.wait),
     path("block", views.block),
     path("sync", views.sync),

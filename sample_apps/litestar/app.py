@@ -15,12 +15,12 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import anyio
@@ -32,16 +32,20 @@ from litestar.response import Stream
 from asgi_perfkit import (
     JSON,
     NDJSON,
+    Depends,
     Event,
     EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
+    cached,
     contextmanager_in_threadpool,
+    current_resources,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
     reset_performance_stats,
+    resolve,
     run_in_threadpool,
 )
 
@@ -80,12 +84,15 @@ class Receipt:
 
 ITEMS = {1: Item(1, "kettle", 24.5), 2: Item(2, "teapot", 31.0), 3: Item(3, "cup", 7.25)}
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
+RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a euro is worth
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
+
+customers: set[object] = set()  # who look at prices
 
 
 @get("/items")
@@ -222,6 +229,82 @@ async def receipt(sale_id: int) -> JSON:
     return JSON(found)
 
 
+@cached(ttl=300)
+async def exchange_rate(currency: str) -> dict[str, Any]:
+    """Ask the bank, which takes 100 ms; who asks meanwhile, or within five minutes, gets the same answer."""
+    await anyio.sleep(0.1)
+    return {"currency": currency, "rate": RATES[currency], "quoted": datetime.now(timezone.utc)}
+
+
+@contextmanager
+def open_snapshot() -> Iterator[sqlite3.Connection]:
+    """Connect to the book, which stays as it is for who reads by this connection, whatever is sold meanwhile."""
+    with open_book() as book:
+        book.execute("BEGIN")
+        yield book
+
+
+async def snapshot() -> sqlite3.Connection:
+    """One connection for all who need it in this request, and a thread of its own, until the client has its answer."""
+    connecting = contextmanager_in_threadpool(open_snapshot(), same_thread=True)
+    return await current_resources().enter(connecting)
+
+
+Snapshot = Annotated[sqlite3.Connection, Depends(snapshot)]
+
+
+async def read(book: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    return await run_in_threadpool(lambda: book.execute(query).fetchall(), same_thread=True)
+
+
+async def count_sales(book: Snapshot) -> dict[int, int]:
+    """How many of each item were sold."""
+    return dict(await read(book, "SELECT item, count(*) FROM sales GROUP BY item"))
+
+
+async def last_number(book: Snapshot) -> int:
+    """The number of the last sale."""
+    ((number,),) = await read(book, "SELECT max(id) FROM sales")
+    return number
+
+
+async def count_customers() -> AsyncIterator[int]:
+    """How many there are who look at prices, this one included until he has his answer."""
+    customer = object()
+    customers.add(customer)
+    try:
+        yield len(customers)
+    finally:
+        customers.remove(customer)
+
+
+async def price_list(
+    rate: Annotated[dict[str, Any], Depends(exchange_rate)],
+    sold: Annotated[dict[int, int], Depends(count_sales)],
+    last: Annotated[int, Depends(last_number)],
+    watching: Annotated[int, Depends(count_customers)],
+) -> dict[str, Any]:
+    """What the shop sells, its prices in another currency, and how many were sold up to which sale."""
+    items = [
+        asdict(item) | {"price": round(item.price * rate["rate"], 2), "sold": sold[item_id]}
+        for item_id, item in ITEMS.items()
+    ]
+    return {**rate, "items": items, "last_sale": last, "customers": watching}
+
+
+async def prices_in(currency: str) -> dict[str, Any]:
+    """Make the price list; the book is read while the bank is asked."""
+    if currency not in RATES:
+        raise NotFoundException("The bank does not know this currency.")
+    return await resolve(price_list, currency=currency, concurrent=True)
+
+
+@get("/prices/{currency:str}")
+async def prices(currency: str) -> dict[str, Any]:
+    """Show the price list in another currency."""
+    return await prices_in(currency)
+
+
 @get("/book")
 async def book() -> NDJSON:
     """Send the whole book, a line of JSON for each sale."""
@@ -251,17 +334,26 @@ async def ticker() -> EventStream:
     return EventStream(follow_sales)
 
 
-def mail_order(item: Item) -> None:
-    """Mail an order to those who pack; a plain function, which runs in a thread."""
+def send_mail(subject: str, text: str) -> None:
+    """Send a mail to those who pack; a plain function, which runs in a thread."""
     mail = EmailMessage()
     mail["From"], mail["To"] = "shop@example.org", "orders@example.org"
-    mail["Subject"] = f"Order: {item.name}"
-    mail.set_content(f"One {item.name}, for {item.price:.2f}.")
+    mail["Subject"] = subject
+    mail.set_content(text)
     if MAIL_SERVER:
         with smtplib.SMTP(MAIL_SERVER, timeout=10) as server:
             server.send_message(mail)
     else:
         print(mail)
+
+
+def mail_order(item: Item) -> None:
+    send_mail(f"Order: {item.name}", f"One {item.name}, for {item.price:.2f}.")
+
+
+def mail_offer(offer: dict[str, Any]) -> None:
+    lines = (f"{item['name']}: {item['price']:.2f}\n" for item in offer["items"])
+    send_mail(f"Offer in {offer['currency']}", "".join(lines))
 
 
 @post("/orders/{item_id:int}", status_code=202)
@@ -272,6 +364,14 @@ async def order(item_id: int) -> dict[str, bool]:
     add_task(run_in_threadpool, write_sale, item_id, limiter=writers)
     add_task(mail_order, ITEMS[item_id])
     return {"accepted": True}
+
+
+@post("/offers/{currency:str}", status_code=202)
+async def offer(currency: str) -> dict[str, Any]:
+    """Make an offer in another currency; it is mailed when the client has it and the book is closed."""
+    found = await prices_in(currency)
+    add_task(mail_offer, found)
+    return found
 
 
 def spin(seconds: float) -> float:
@@ -367,8 +467,8 @@ async def prepare() -> None:
 
 shop = Router("/shop/{shop_id:int}", route_handlers=[stock])
 route_handlers = [
-    items, item, shop, sales, sold, sell, receipt, book, ticker, order, wait, block, sync, stream, upload, error, after,
-    echo, stats, reset
+    items, item, shop, sales, sold, sell, receipt, prices, book, ticker, order, offer, wait, block, sync, stream,
+    upload, error, after, echo, stats, reset
 ]  # fmt: skip
 
 app = Litestar(route_handlers, on_startup=[prepare])

@@ -14,13 +14,18 @@ import smtplib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import anyio
@@ -35,16 +40,20 @@ from starlette.websockets import WebSocket
 from asgi_perfkit import (
     JSON,
     NDJSON,
+    Depends,
     Event,
     EventStream,
     PerfKit,
     ThreadLimiter,
     add_task,
+    cached,
     contextmanager_in_threadpool,
+    current_resources,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
     reset_performance_stats,
+    resolve,
     run_in_threadpool,
 )
 
@@ -56,12 +65,15 @@ ITEMS = {
     3: {"id": 3, "name": "cup", "price": 7.25},
 }
 STOCK = {(shop_id, item_id): shop_id * item_id for shop_id in (1, 2) for item_id in ITEMS}
+RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a euro is worth
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
+
+customers: set[object] = set()  # who look at prices
 
 
 @dataclass
@@ -204,6 +216,81 @@ async def receipt(request: Request) -> JSON:
     return JSON(found)
 
 
+@cached(ttl=300)
+async def exchange_rate(currency: str) -> dict[str, Any]:
+    """Ask the bank, which takes 100 ms; who asks meanwhile, or within five minutes, gets the same answer."""
+    await anyio.sleep(0.1)
+    return {"currency": currency, "rate": RATES[currency], "quoted": datetime.now(timezone.utc)}
+
+
+@contextmanager
+def open_snapshot() -> Iterator[sqlite3.Connection]:
+    """Connect to the book, which stays as it is for who reads by this connection, whatever is sold meanwhile."""
+    with open_book() as book:
+        book.execute("BEGIN")
+        yield book
+
+
+async def snapshot() -> sqlite3.Connection:
+    """One connection for all who need it in this request, and a thread of its own, until the client has its answer."""
+    connecting = contextmanager_in_threadpool(open_snapshot(), same_thread=True)
+    return await current_resources().enter(connecting)
+
+
+Snapshot = Annotated[sqlite3.Connection, Depends(snapshot)]
+
+
+async def read(book: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    return await run_in_threadpool(lambda: book.execute(query).fetchall(), same_thread=True)
+
+
+async def count_sales(book: Snapshot) -> dict[int, int]:
+    """How many of each item were sold."""
+    return dict(await read(book, "SELECT item, count(*) FROM sales GROUP BY item"))
+
+
+async def last_number(book: Snapshot) -> int:
+    """The number of the last sale."""
+    ((number,),) = await read(book, "SELECT max(id) FROM sales")
+    return number
+
+
+async def count_customers() -> AsyncIterator[int]:
+    """How many there are who look at prices, this one included until he has his answer."""
+    customer = object()
+    customers.add(customer)
+    try:
+        yield len(customers)
+    finally:
+        customers.remove(customer)
+
+
+async def price_list(
+    rate: Annotated[dict[str, Any], Depends(exchange_rate)],
+    sold: Annotated[dict[int, int], Depends(count_sales)],
+    last: Annotated[int, Depends(last_number)],
+    watching: Annotated[int, Depends(count_customers)],
+) -> dict[str, Any]:
+    """What the shop sells, its prices in another currency, and how many were sold up to which sale."""
+    items = [
+        item | {"price": round(item["price"] * rate["rate"], 2), "sold": sold[item_id]}
+        for item_id, item in ITEMS.items()
+    ]
+    return {**rate, "items": items, "last_sale": last, "customers": watching}
+
+
+async def prices_in(currency: str) -> dict[str, Any]:
+    """Make the price list; the book is read while the bank is asked."""
+    if currency not in RATES:
+        raise HTTPException(404, "The bank does not know this currency.")
+    return await resolve(price_list, currency=currency, concurrent=True)
+
+
+async def prices(request: Request) -> JSON:
+    """Show the price list in another currency."""
+    return JSON(await prices_in(request.path_params["currency"]))
+
+
 async def book(request: Request) -> NDJSON:
     """Send the whole book, a line of JSON for each sale."""
     return NDJSON(iterate_in_threadpool(read_sales(), same_thread=True))
@@ -231,17 +318,26 @@ async def ticker(request: Request) -> EventStream:
     return EventStream(follow_sales)
 
 
-def mail_order(item: dict[str, Any]) -> None:
-    """Mail an order to those who pack; a plain function, which runs in a thread."""
+def send_mail(subject: str, text: str) -> None:
+    """Send a mail to those who pack; a plain function, which runs in a thread."""
     mail = EmailMessage()
     mail["From"], mail["To"] = "shop@example.org", "orders@example.org"
-    mail["Subject"] = f"Order: {item['name']}"
-    mail.set_content(f"One {item['name']}, for {item['price']:.2f}.")
+    mail["Subject"] = subject
+    mail.set_content(text)
     if MAIL_SERVER:
         with smtplib.SMTP(MAIL_SERVER, timeout=10) as server:
             server.send_message(mail)
     else:
         print(mail)
+
+
+def mail_order(item: dict[str, Any]) -> None:
+    send_mail(f"Order: {item['name']}", f"One {item['name']}, for {item['price']:.2f}.")
+
+
+def mail_offer(offer: dict[str, Any]) -> None:
+    lines = (f"{item['name']}: {item['price']:.2f}\n" for item in offer["items"])
+    send_mail(f"Offer in {offer['currency']}", "".join(lines))
 
 
 async def order(request: Request) -> JSONResponse:
@@ -252,6 +348,13 @@ async def order(request: Request) -> JSONResponse:
     add_task(run_in_threadpool, write_sale, item_id, limiter=writers)
     add_task(mail_order, ITEMS[item_id])
     return JSONResponse({"accepted": True}, 202)
+
+
+async def offer(request: Request) -> JSON:
+    """Make an offer in another currency; it is mailed when the client has it and the book is closed."""
+    found = await prices_in(request.path_params["currency"])
+    add_task(mail_offer, found)
+    return JSON(found, 202)
 
 
 def spin(seconds: float) -> float:
@@ -343,9 +446,11 @@ routes = [
     Route("/sales/{item_id:int}", sold),
     Route("/sales/{item_id:int}", sell, methods=["POST"]),
     Route("/receipts/{sale_id:int}", receipt),
+    Route("/prices/{currency}", prices),
     Route("/book", book),
     Route("/ticker", ticker),
     Route("/orders/{item_id:int}", order, methods=["POST"]),
+    Route("/offers/{currency}", offer, methods=["POST"]),
     Route("/wait", wait),
     Route("/block", block),
     Route("/sync", sync),

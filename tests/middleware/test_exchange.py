@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asgi_perfkit import PerformanceMiddleware, Registry
+from asgi_perfkit import BackgroundTaskMiddleware, PerformanceMiddleware, Registry
 from tests.support import (
     BODY,
     DISCONNECT,
@@ -627,3 +627,24 @@ def test_time_on_the_loop(run: Run, registry: Registry, clock: Clock) -> None:
     serve(run, registry, app)
     assert size(registry, "loop_time") == 35
     assert size(registry, "longest_step") == 30
+
+
+def test_nothing_stands_in_for_an_exchange_before_its_end(run: Run) -> None:
+    """Nor when one further in has recorded it and the app has returned: who is told of that may add tasks."""
+    told: list[bool] = []
+
+    class Told:
+        def settle(self, account: Any) -> None:
+            pass
+
+        def ended(self, account: Any, endpoint: str | None, error: BaseException | None) -> None:
+            told.append(account.closed and account.outlasting() is account)
+
+    def note(scope: Scope, receive: Receive, send: Send) -> Any:
+        send.__self__.profile = Told()  # type: ignore[attr-defined]
+        return recorded(scope, receive, send)
+
+    recorded = PerformanceMiddleware(saying(START, BODY), registry=Registry())
+    server = Server()
+    run(BackgroundTaskMiddleware(note), http_scope(), server.receive, server.send)
+    assert told == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
@@ -14,10 +15,14 @@ from hypothesis import strategies as st
 
 from asgi_perfkit import (
     ConfigurationError,
+    PerfKit,
     PerformanceMiddleware,
+    Profiles,
     Registry,
+    get_profile_stats,
     get_runtime_stats,
     measure,
+    profile_connection,
 )
 from asgi_perfkit.metrics.catalogue import METRICS
 from tests.metrics.driver import answer, connect, ok_app, request
@@ -103,6 +108,41 @@ def test_what_was_measured_is_told_by_name(run: Any) -> None:
     assert told["db"] >= 4
     assert told["cache"] >= 2
     assert told["processing"] >= told["db"] + told["cache"] - 0.002
+
+
+def test_the_time_in_queries_is_told(run: Any) -> None:
+    """Of those sent before the response, where they are profiled; none where a measure of the app's has that name."""
+    connection = profile_connection(sqlite3.connect(":memory:", check_same_thread=False))
+    profiles = Profiles()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/measured":
+            with measure("query"):
+                pass
+        if scope["path"] != "/none":
+            connection.execute("SELECT 1").fetchall()
+        await answer(send)
+        connection.execute("SELECT 1, 2").fetchall()
+
+    measured = PerfKit(
+        app,
+        performance={"registry": Registry(), "server_timing": True},
+        profiling={"profiles": profiles},
+    )
+
+    async def main() -> list[dict[str, float]]:
+        paths = ("/", "/none", "/measured")
+        return [entries((await request(measured, "GET", path))["headers"]) for path in paths]
+
+    told, none, own = run(main)
+    connection.close()
+    assert list(told) == ["processing", "query"]
+    assert list(none) == ["processing"]
+    rows = get_profile_stats(profiles=profiles)["queries"]["GET /"]["statements"]
+    times = {row["statement"]: row["time"] for row in rows}
+    assert told["query"] == pytest.approx(times["SELECT ?"] * 1000, abs=0.001)
+    assert list(own) == ["processing", "query"]
+    assert own["query"] < own["processing"]
 
 
 @pytest.mark.parametrize("server_timing", [False, lambda scope: False, lambda scope: None])

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asgi_perfkit import PerfKit, PerformanceMiddleware, Registry
+from asgi_perfkit import (
+    PerfKit,
+    PerformanceMiddleware,
+    Profiles,
+    ProfilingMiddleware,
+    Registry,
+)
 from tests.support import (
     App,
     Receive,
@@ -267,12 +273,26 @@ def test_nothing_that_is_said_changes_through_several_layers(
         lambda app: PerfKit(
             PerformanceMiddleware(
                 PerformanceMiddleware(app, registry=registry), registry=Registry()
-            )
+            ),
+            profiling={"profiles": Profiles()},
         ),
         scope,
         script,
     )
     assert in_flight(registry) == 0
+
+
+@arbitrary
+@given(play=plays)
+def test_nothing_that_is_said_changes_under_a_profiler(
+    run_asyncio: Run, play: tuple[Scope, Any]
+) -> None:
+    """One that stands alone, and profiles each request exactly, too."""
+    profiles = Profiles()
+    compare(
+        run_asyncio, lambda app: ProfilingMiddleware(app, profiles=profiles, exact=1), *play
+    )
+    assert profiles.failures == 0
 
 
 @arbitrary

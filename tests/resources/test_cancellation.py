@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from asgi_perfkit import Depends, ResourceManager, ResourcesClosedError, resolve
-from tests.resources.driver import Log, cancel_everywhere
-from tests.support import Trouble, checkpoint, forever
+from tests.resources.driver import Log, cancel_everywhere, cancelled_at
+from tests.support import Trouble, checkpoint, forever, together
 
 
 def test_a_cancellation_anywhere_leaves_nothing_open(run: Any) -> None:
@@ -68,6 +68,32 @@ def test_a_cancelled_resolution_leaves_nothing_open(run: Any, concurrent: bool) 
         if not concurrent:
             log.balance()
         assert sum("opened" in each for each in log) == sum("closed" in each for each in log), log
+
+
+def test_a_cancelled_acquisition_leaves_the_resource_to_the_next(run: Any) -> None:
+    """Wherever it is cancelled: before, in the entering of the resource, or behind it; nothing is opened twice at once."""
+
+    async def main() -> None:
+        reached = True
+        step = 0
+        while reached:
+            log = Log()
+            async with ResourceManager() as resources:
+
+                async def acquire(resources: Any = resources, log: Log = log) -> None:
+                    assert await resources.acquire("a", lambda: log.thing("a")) == "a"
+
+                async def leaves(acquire: Any = acquire, step: int = step) -> None:
+                    nonlocal reached
+                    reached = await cancelled_at(step, acquire)
+
+                await together(leaves, acquire, acquire)
+            log.balance()
+            assert log == ["a opened", "a closed"]
+            step += 1
+        assert step > 1
+
+    run(main)
 
 
 def test_who_is_cancelled_in_the_closing_learns_of_it_behind_it(run_asyncio: Any) -> None:

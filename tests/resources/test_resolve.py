@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Annotated, Any
 from unittest.mock import AsyncMock
 from weakref import WeakValueDictionary
@@ -664,6 +664,89 @@ def test_overrides_are_of_their_context(run_asyncio: Any) -> None:
         assert await task == "b"
 
     run_asyncio(main)
+
+
+def test_overrides_that_are_left_elsewhere_are_in_force_nowhere(run: Any) -> None:
+    """In another context, as the fixture of an asynchronous test may be."""
+
+    async def a() -> str:
+        return "a"
+
+    async def handler(a: str = Depends(a)) -> str:
+        return a
+
+    async def main() -> None:
+        outer = dependency_overrides({a: lambda: "outer"})
+        outer.__enter__()
+        inner = dependency_overrides({a: lambda: "inner"})
+        inner.__enter__()
+        assert await resolve(handler) == "inner"
+        copy_context().run(inner.__exit__, None, None, None)
+        assert await resolve(handler) == "outer"
+        copy_context().run(outer.__exit__, None, None, None)
+        with dependency_overrides({print: len}):
+            assert await resolve(handler) == "a"
+
+    run(main)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_what_overrides_mean_does_not_hang_on_the_order(run: Any, flipped: bool) -> None:
+    """A replacement that comes to what it replaces by a way round: within it, that is the original."""
+    calls = []
+
+    async def a() -> str:
+        return "a"
+
+    async def c(a: str = Depends(a)) -> str:
+        calls.append("c")
+        return f"c({a})"
+
+    async def b(c: str = Depends(c)) -> str:
+        calls.append("b")
+        return f"b({c})"
+
+    async def first(a: str = Depends(a), c: str = Depends(c), b: str = Depends(b)) -> list[str]:
+        return [a, b, c]
+
+    async def second(b: str = Depends(b), c: str = Depends(c), a: str = Depends(a)) -> list[str]:
+        return [a, b, c]
+
+    async def main() -> None:
+        handler = second if flipped else first
+        async with ResourceManager():
+            with dependency_overrides({a: b}):
+                for concurrent in (False, True):
+                    found = await resolve(handler, concurrent=concurrent)
+                    # Outside of the replacement all that is made of `a` is made of that.
+                    assert found == ["b(c(a))", "b(c(b(c(a))))", "c(b(c(a)))"]
+                assert sorted(calls) == ["b", "b", "c", "c"]
+            assert await resolve(handler) == ["a", "b(c(a))", "c(a)"]
+
+    run(main)
+
+
+def test_a_replacement_is_made_once_however_it_is_asked_for(run: Any) -> None:
+    calls = []
+
+    async def a() -> str:
+        return "a"
+
+    async def fake() -> str:
+        calls.append(1)
+        return "fake"
+
+    async def handler(
+        fake: str = Depends(fake), a: str = Depends(a), again: str = Depends(fake)
+    ) -> list[str]:
+        return [fake, a, again]
+
+    async def main() -> None:
+        with dependency_overrides({a: fake}):
+            assert await resolve(handler) == ["fake"] * 3
+
+    run(main)
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("overrides", [5, {5: print}, {print: 5}])

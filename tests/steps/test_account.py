@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+import pytest
 
 from asgi_perfkit.steps import Account
 
@@ -15,6 +19,13 @@ class Late:
 
     def observe_late(self, metric: str, value: int) -> None:
         self.observed.append((metric, value))
+
+    def observe_many(self, metric: str, values: Sequence[int]) -> None:
+        self.observed += [(metric, value) for value in values]
+
+
+def observe_as_many(account: Account, metric: str, value: int) -> None:
+    account.observe_many(metric, [value])
 
 
 def test_observations_are_kept_until_they_are_taken() -> None:
@@ -59,6 +70,65 @@ def test_what_is_observed_late_may_go_nowhere() -> None:
     account.end(None)
     account.observe("late", 2)
     assert account.take_observations() == []
+
+
+@pytest.mark.parametrize("observe", [Account.observe, observe_as_many])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_what_outlives_an_account_that_nobody_records_holds_none_around(
+    observe: Callable[[Account, str, int], None], levels: int
+) -> None:
+    """It observes for the account around; when that has ended, too, for who takes what is late there."""
+    late = Late()
+    outermost = account = Account()
+    accounts = weakref.WeakSet([outermost])
+    for _ in range(levels):
+        inner = Account()
+        inner.parent = account
+        accounts.add(inner)
+        account = inner
+    lasting = []
+    while account.parent is not None:
+        around = account.parent
+        observe(account, "open", 1)
+        account.end(None)
+        lasting.append(account.outlasting())
+        observe(account, "ended", 2)
+        observe(lasting[-1], "lasting", 3)
+        account = around
+    observed = [("open", 1), ("ended", 2), ("lasting", 3)] * levels
+    assert outermost.take_observations() == observed
+    outermost.observe("left", 4)
+    outermost.end(late)
+    assert outermost.outlasting() is outermost.outlasting()
+    del account, around, inner, outermost
+    assert not accounts
+    for account in lasting:
+        observe(account, "late", 5)
+    assert late.observed == [("left", 4), *[("late", 5)] * levels]
+
+
+def test_one_that_ends_behind_that_around_it_leaves_its_observations_there() -> None:
+    """And what stands in for that stays the same."""
+    late = Late()
+    outer, inner = Account(), Account()
+    inner.parent = outer
+    outer.end(late)
+    lasting = outer.outlasting()
+    inner.observe("left", 1)
+    inner.end(None)
+    inner.outlasting().observe("late", 2)
+    assert late.observed == [("left", 1), ("late", 2)]
+    assert outer.outlasting() is lasting
+
+
+def test_before_its_end_nothing_stands_in_for_an_account() -> None:
+    """Nor while it is being ended: its late observations have nowhere to go yet."""
+    account = Account()
+    assert account.outlasting() is account
+    account.closed = True
+    assert account.outlasting() is account
+    account.end(None)
+    assert account.outlasting() is not account
 
 
 def test_work_that_observes_much_is_relieved() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from asgi_perfkit import (
     BackgroundTasks,
+    ConfigurationError,
     NoRequestError,
     QueueFullError,
     add_task,
@@ -224,6 +226,53 @@ def test_a_request_ends_once(run: Run, supervise: Supervise) -> None:
     run(main)
     assert ran == [1]
     assert supervisor.figures() == {"done": 1}
+
+
+class Interrupted:
+    """A lock; what others do as soon as it is free may be `then` once, before who held it goes on."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.then: Callable[[], object] | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_tasks_that_another_thread_adds_at_the_end_keep_their_order(
+    run: Run, supervise: Supervise, before: int
+) -> None:
+    """The queue is run once, though the first task may have come just when the request found none."""
+    supervisor = supervise()
+    supervisor.lock = lock = Interrupted(supervisor.lock)
+    door = Door()
+
+    async def main() -> None:
+        supervisor.open()
+        request = Request(supervisor)
+        with pytest.raises(ConfigurationError):
+            request.add(None)  # there is a queue, and nothing in it
+        for number in range(before):
+            request.add(door, number)
+        lock.then = lambda: request.add(door, 1).add(door, 2)
+        request.end()
+        assert lock.then is None
+        await door.reached()
+        for _ in range(5):
+            await checkpoint()
+        door.open()
+        await supervisor.drain(PATIENCE_SECONDS)
+
+    run(main)
+    assert door.came == [*range(before), 1, 2]
+    assert door.most == 1
 
 
 def test_work_inside_of_a_request_adds_to_it(run: Run, supervise: Supervise) -> None:

@@ -12,14 +12,7 @@ from typing import ClassVar
 from asgi_perfkit.metrics.histogram import Histogram, Snapshot
 from asgi_perfkit.metrics.registry import absorb, condense
 from asgi_perfkit.middleware.exchange.unread_body import UnreadBody
-from asgi_perfkit.steps import (
-    Account,
-    DrivenAccount,
-    LateObserver,
-    Owner,
-    TaskTaker,
-    current_account,
-)
+from asgi_perfkit.steps import Account, DrivenAccount, LateObserver, Owner, current_account
 from asgi_perfkit.types import Message, Receive, Scope, Send
 
 __all__ = ["COMPLETE", "ENDING", "OPEN", "TOLD", "TRAILED", "UNREADABLE", "Exchange", "exchange_of"]
@@ -99,7 +92,7 @@ class Exchange(DrivenAccount):
         self.endpoint = self.late = self.observations = self.tasks = self.encoder = self._unread = (
             None
         )
-        self.resources = self.profile = self.afterwards = None
+        self.resources = self.profile = self.afterwards = self.heir = None
         self.condensed: dict[str, Histogram] | None = None
         self.owner = owner
         self.memory: int | None = None
@@ -127,14 +120,14 @@ class Exchange(DrivenAccount):
 
     def conclude(self, error: BaseException | None) -> None:
         """End an exchange that is not recorded by who has opened it: the app has returned or raised `error`."""
+        # One further in that has recorded it may have set it, and it is told of the end.
+        late, self.late = self.late, None
         self.closed = True
         # Unless it ends in another context than it began in, as a coroutine does that a garbage collection closes.
         if current_account.get() is self:
             current_account.set(self.parent)
         if self.profile is not None:
             self.profile.ended(self, None, error)
-        # Which one further in that has recorded it may have set.
-        late = self.late
         self.end_before_tasks(error, late)
 
     def end(self, late: LateObserver | None) -> None:
@@ -177,18 +170,18 @@ class Exchange(DrivenAccount):
 
     def end_before_tasks(self, error: BaseException | None, late: LateObserver | None) -> None:
         """End the work, and then let go of its tasks, which hold nothing of it so."""
-        tasks = self.tasks  # where there are none, the end puts those around in their place
+        # Where there is nobody to take tasks, the end puts the one around in his place.
+        takes_tasks = self.tasks is not None
         self.end(late)
-        self._finish(tasks, error)
+        if takes_tasks and (error is not None or self.tasks.holds_tasks):  # type: ignore[union-attr]  # nobody takes it away
+            self.finish_tasks(error)
 
     def finish_tasks(self, error: BaseException | None) -> None:
         """Let go of the tasks that were added, if there is somebody for them: the app has returned or raised `error`.
 
         A response that is with the client stands, also when the server cancels what the app does after it.
         """
-        self._finish(self.tasks, error)
-
-    def _finish(self, tasks: TaskTaker | None, error: BaseException | None) -> None:
+        tasks = self.tasks
         if tasks is not None and (error is not None or tasks.holds_tasks):
             failed = error is not None and not (self._stage == COMPLETE and _is_cancellation(error))
             tasks.finish(self, failed=failed)

@@ -7,30 +7,38 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timezone
 from itertools import islice
+from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from django.core.mail import send_mail
 from django.db import IntegrityError, transaction
-from django.db.models import Count, F, Sum
+from django.db.models import Count, F, Max, Sum
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from asgi_perfkit import (
+    Depends,
     add_task,
+    cached,
     contextmanager_in_threadpool,
+    current_resources,
     dumps,
     get_performance_stats,
     get_runtime_stats,
     iterate_in_threadpool,
     reset_performance_stats,
+    resolve,
     run_in_threadpool,
 )
 from shop.models import Item, Sale, Stock
 
 logger = logging.getLogger("shop")
 
+RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a euro is worth
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 WEB_SHOP = 3
+
+customers: set[object] = set()  # who look at prices
 
 
 @require_safe
@@ -155,6 +163,84 @@ def order(request: HttpRequest, item_id: int) -> JsonResponse:
     subject, text = f"Order: {item.name}", f"One {item.name}, for {item.price:.2f}.\n"
     add_task(send_mail, subject, text, None, ["orders@example.org"])
     return JsonResponse({"accepted": True}, status=202)
+
+
+@cached(ttl=300)
+async def exchange_rate(currency: str) -> dict[str, Any]:
+    """Ask the bank, which takes 100 ms; who asks meanwhile, or within five minutes, gets the same answer."""
+    await asyncio.sleep(0.1)
+    return {"currency": currency, "rate": RATES[currency], "quoted": datetime.now(timezone.utc)}
+
+
+async def snapshot() -> str:
+    """Have the database stay as it is for who reads in this request by the alias, whatever is sold meanwhile.
+
+    The transaction ends when Django is through with the request and its threads are gone: it is in one of the kit's.
+    """
+    beginning = contextmanager_in_threadpool(transaction.atomic(using="reader"), same_thread=True)
+    await current_resources().enter(beginning)
+    return "reader"
+
+
+Snapshot = Annotated[str, Depends(snapshot)]
+
+
+async def count_sales(alias: Snapshot) -> list[Item]:
+    """The items, and how many of each were sold."""
+    items = Item.objects.using(alias).annotate(sold=Count("sale")).order_by("pk")
+    return await run_in_threadpool(list, items, same_thread=True)
+
+
+async def last_number(alias: Snapshot) -> int:
+    """The number of the last sale."""
+    sales = Sale.objects.using(alias)
+    return (await run_in_threadpool(sales.aggregate, last=Max("pk"), same_thread=True))["last"]
+
+
+async def count_customers() -> AsyncIterator[int]:
+    """How many there are who look at prices, this one included until he has his answer."""
+    customer = object()
+    customers.add(customer)
+    try:
+        yield len(customers)
+    finally:
+        customers.remove(customer)
+
+
+async def price_list(
+    rate: Annotated[dict[str, Any], Depends(exchange_rate)],
+    counted: Annotated[list[Item], Depends(count_sales)],
+    last: Annotated[int, Depends(last_number)],
+    watching: Annotated[int, Depends(count_customers)],
+) -> dict[str, Any]:
+    """What the shop sells, its prices in another currency, and how many were sold up to which sale."""
+    items = [
+        item.as_dict() | {"price": round(float(item.price) * rate["rate"], 2), "sold": item.sold}
+        for item in counted
+    ]
+    return {**rate, "items": items, "last_sale": last, "customers": watching}
+
+
+async def prices_in(currency: str) -> dict[str, Any]:
+    """Make the price list; the database is read while the bank is asked."""
+    if currency not in RATES:
+        raise Http404("The bank does not know this currency.")
+    return await resolve(price_list, currency=currency, concurrent=True)
+
+
+@require_safe
+async def prices(request: HttpRequest, currency: str) -> HttpResponse:
+    """Show the price list in another currency, with its time as RFC 3339 has it."""
+    return HttpResponse(dumps(await prices_in(currency)), content_type="application/json")
+
+
+@require_POST
+async def offer(request: HttpRequest, currency: str) -> HttpResponse:
+    """Make an offer in another currency; it is mailed when the client has it and the transaction has ended."""
+    found = await prices_in(currency)
+    text = "".join(f"{item['name']}: {item['price']:.2f}\n" for item in found["items"])
+    add_task(send_mail, f"Offer in {currency}", text, None, ["orders@example.org"])
+    return HttpResponse(dumps(found), status=202, content_type="application/json")
 
 
 def spin(seconds: float) -> float:

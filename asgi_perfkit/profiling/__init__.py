@@ -1,0 +1,1 @@
+"""Which line, which query, which endpoint: what happens inside of requests."""

@@ -1,0 +1,1 @@
+"""Queries: which statements a request sends, how often, for how long, and which again and again."""

@@ -1,0 +1,147 @@
+"""Profiles on demand: what runs while a block lasts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import isfinite
+from time import perf_counter
+from typing import Any
+
+from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
+from asgi_perfkit.profiling.calls import CallsByEndpoint, rows
+from asgi_perfkit.profiling.profiles import Profiles, default_profiles
+from asgi_perfkit.profiling.reports import save
+from asgi_perfkit.profiling.sampler import MAX_HZ, MIN_HZ, Sampler
+
+__all__ = ["ProfileReport", "profile"]
+
+MAX_BYTES = 16 * 1024 * 1024
+
+
+class ProfileReport:
+    """What was seen to run, so far; it may be read while the samples are still taken, and from any thread."""
+
+    def __init__(self, calls: CallsByEndpoint) -> None:
+        self._calls = calls
+        self._began = perf_counter()
+        self._duration: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProfileReport: {self.samples} samples, {self.seconds:.3f} s>"
+
+    @property
+    def duration(self) -> float:
+        """For how many seconds it was looked at."""
+        return perf_counter() - self._began if self._duration is None else self._duration
+
+    @property
+    def samples(self) -> int:
+        """How many times something was seen to run."""
+        return sum(tree.total()[0] for _, tree in self._calls.trees())
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds something ran, those of all threads together."""
+        return sum(tree.total()[1] for _, tree in self._calls.trees())
+
+    @property
+    def endpoints(self) -> dict[str, Any]:
+        """By endpoint, the one with the most seconds first: ``samples``, ``seconds``, and ``top``, as :meth:`top`."""
+        found = self._calls.statistics()
+        return dict(sorted(found.items(), key=lambda item: -item[1]["seconds"]))
+
+    def top(self, n: int = 10, *, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """The functions in which the most time was spent themselves.
+
+        :param n: how many of them.
+        :param endpoint: that of which; None for all together.
+        :return: for each ``function``, ``file``, ``line`` (that in which it has spent the most), and the seconds:
+            ``self``, and ``total``, with what it has called.
+        """
+        return rows(
+            (stack, node.samples, node.seconds)
+            for label, tree in self._calls.trees()
+            if endpoint is None or label == endpoint
+            for stack, node in tree.stacks()
+        )[:n]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, in the form of its suffix.
+
+        ``.speedscope.json`` is for https://www.speedscope.app, ``.collapsed`` (stacks with microseconds) for
+        flamegraph.pl and its kin, ``.pstats`` for :mod:`pstats`, ``.html`` for a browser. A file that is there already
+        is replaced when the new one is complete.
+
+        :raises ConfigurationValueError: the suffix is none of these.
+        :raises OSError: the file cannot be written.
+        """
+        save(path, self._calls.trees())
+
+    def _end(self) -> None:
+        self._duration = self.duration
+
+
+def profile(
+    *,
+    seconds: float | None = None,
+    endpoint: str | None = None,
+    hz: float = 100,
+    profiles: Profiles | None = None,
+) -> AbstractAsyncContextManager[ProfileReport]:
+    """Sample what runs, from the beginning of an ``async with`` block to its end.
+
+    :param seconds: after which no more samples are taken, if the block lasts for longer; None for all of it.
+    :param endpoint: the only one to keep, as the metrics name it (``"GET /items/{item_id}"``); None for all.
+    :param hz: how many times a second to look, 1 to 1,000.
+    :param profiles: those of the middleware, if they are not the default ones.
+    :return: the context manager; what it gives is a :class:`ProfileReport`.
+    :raises ConfigurationTypeError: an argument of the wrong type.
+    :raises ConfigurationValueError: an argument outside of what is allowed.
+    """
+    if seconds is not None:
+        _check_number("seconds", seconds, "give seconds, or None for as long as the block lasts.")
+        if not seconds > 0 or not isfinite(seconds):
+            raise ConfigurationValueError(
+                "profile(seconds=...)",
+                seconds,
+                "give more than 0, or None for as long as the block lasts.",
+            )
+    if endpoint is not None:
+        remedy = 'give the name of one ("GET /items/{item_id}"), or None for all.'
+        if not isinstance(endpoint, str):
+            raise ConfigurationTypeError("profile(endpoint=...)", endpoint, remedy)
+        if not endpoint:
+            raise ConfigurationValueError("profile(endpoint=...)", endpoint, remedy)
+    remedy = f"give a number from {MIN_HZ} to {MAX_HZ:,}."
+    _check_number("hz", hz, remedy)
+    if not MIN_HZ <= hz <= MAX_HZ:
+        raise ConfigurationValueError("profile(hz=...)", hz, remedy)
+    if profiles is not None and not isinstance(profiles, Profiles):
+        raise ConfigurationTypeError(
+            "profile(profiles=...)", profiles, "give Profiles, or None for the default ones."
+        )
+    sampler = (default_profiles if profiles is None else profiles).sampler
+    return _profiling(sampler, seconds, endpoint, hz)
+
+
+@asynccontextmanager
+async def _profiling(
+    sampler: Sampler, seconds: float | None, endpoint: str | None, hz: float
+) -> AsyncIterator[ProfileReport]:
+    sampler.meet_loop()
+    calls = CallsByEndpoint(MAX_BYTES, endpoint)
+    report = ProfileReport(calls)
+    feed = sampler.feed(calls, hz, seconds)
+    try:
+        yield report
+    finally:
+        feed.stop()
+        calls.freeze()
+        report._end()
+
+
+def _check_number(name: str, value: object, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationTypeError(f"profile({name}=...)", value, remedy)

@@ -1,0 +1,3 @@
+from tests.profiling.postgres import postgres
+
+__all__ = ["postgres"]
