@@ -15,6 +15,7 @@ from asgi_perfkit.endpoint.intake import BodyStream
 from asgi_perfkit.endpoint.markers import Body, Form, Header, Path, Query
 from asgi_perfkit.endpoint.uploads import UploadFile
 from asgi_perfkit.exceptions import (
+    AlreadyProfilingError,
     BodyTooLargeError,
     CleanupError,
     CleanupTimeoutError,
@@ -38,9 +39,11 @@ from asgi_perfkit.metrics.spans import measure
 from asgi_perfkit.metrics.statistics import get_performance_stats, reset_performance_stats
 from asgi_perfkit.middleware.background import BackgroundTaskMiddleware
 from asgi_perfkit.middleware.encoder import ResponseEncoderMiddleware
+from asgi_perfkit.middleware.exact import exact_by_header
 from asgi_perfkit.middleware.performance import PerformanceMiddleware
 from asgi_perfkit.middleware.profiling import ProfilingMiddleware
 from asgi_perfkit.middleware.resources import ResourceMiddleware
+from asgi_perfkit.profiling.exact_report import ExactReport, exact_profile
 from asgi_perfkit.profiling.profiles import (
     Profiles,
     default_profiles,
@@ -52,6 +55,7 @@ from asgi_perfkit.profiling.queries.dbapi import profile_connection
 from asgi_perfkit.profiling.queries.django import django_query_wrapper
 from asgi_perfkit.profiling.queries.sqlalchemy import profile_engine
 from asgi_perfkit.profiling.session import ProfileReport, profile
+from asgi_perfkit.profiling.tracing import AllocationReport, profile_allocations
 from asgi_perfkit.resources.current import app_resources, current_resources
 from asgi_perfkit.resources.manager import ResourceManager
 from asgi_perfkit.resources.markers import Depends
@@ -72,6 +76,8 @@ from asgi_perfkit.threads.managers import contextmanager_in_threadpool
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllocationReport",
+    "AlreadyProfilingError",
     "BackgroundTaskMiddleware",
     "BackgroundTasks",
     "BatchedBackgroundTasks",
@@ -90,6 +96,7 @@ __all__ = [
     "Encoder",
     "Event",
     "EventStream",
+    "ExactReport",
     "Form",
     "Handoff",
     "Header",
@@ -133,12 +140,15 @@ __all__ = [
     "django_query_wrapper",
     "dumps",
     "endpoint",
+    "exact_by_header",
+    "exact_profile",
     "get_performance_stats",
     "get_profile_stats",
     "get_runtime_stats",
     "iterate_in_threadpool",
     "measure",
     "profile",
+    "profile_allocations",
     "profile_connection",
     "profile_engine",
     "reset_performance_stats",

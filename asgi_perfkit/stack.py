@@ -34,7 +34,8 @@ class PerfKit:
     :param resources: close what a request has opened (:class:`ResourceMiddleware`): likewise.
     :param encoder: carry the app's encoder to what makes JSON in it, and compress (:class:`ResponseEncoderMiddleware`):
         likewise.
-    :param profiling: say what happens inside of requests (:class:`ProfilingMiddleware`): likewise; off unless asked for.
+    :param profiling: say what happens inside of requests (:class:`ProfilingMiddleware`): likewise, but off unless asked
+        for.
     :raises ConfigurationTypeError: `app` is not callable, or there is no such option; the nearest one is named.
     """
 

@@ -51,9 +51,7 @@ def run(settings: Settings) -> Iterator[Table]:
 # ---- what it costs
 
 
-def in_rounds(
-    apps: dict[str, Any], settings: Settings, *, requests: int
-) -> dict[str, list[float]]:
+def in_rounds(apps: dict[str, Any], settings: Settings, *, requests: int) -> dict[str, list[float]]:
     """Return microseconds of CPU of a request, by app, one for each round."""
 
     async def batch(app: Any) -> float:
@@ -307,5 +305,3 @@ def flood(settings: Settings) -> Table:
         rows,
         notes=["Ten statements a request; each request is kept as a slow one, too."],
     )
-
-

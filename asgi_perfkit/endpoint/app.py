@@ -85,7 +85,7 @@ class Endpoint:
             if has_overrides():
                 reading = Reading.of(prepared(self.func, _GIVEN, _MISSING))
             if reading.reads:
-                await _read(reading, intake)
+                await (_read_files(reading, intake) if reading.has_files else reading.read(intake))
             if reading.solves:
                 value = await resolve(
                     self.func, scope=scope, receive=receive, send=send, endpoint_intake=intake
@@ -213,7 +213,7 @@ def _returns_none(func: Callable[..., Any]) -> bool:
     return "return" in annotations and annotations["return"] in (None, "None")
 
 
-async def _read(reading: Reading, intake: Intake) -> None:
+async def _read_files(reading: Reading, intake: Intake) -> None:
     """Read what a request brings. Its files are closed with it, behind all that is opened from now on."""
     uploads: list[UploadFile] = intake.uploads
     try:

@@ -29,13 +29,24 @@ class Reading:
     :param plan: that they are in.
     :raises ConfigurationTypeError: more than one parameter is the body.
     :ivar reads: whether anything is read at all.
+    :ivar has_files: whether there may be files among it.
     :ivar solves: whether there is more to make than what is read.
     :ivar given: whether the function wants the arguments of an ASGI app.
     :ivar positional: the keys of the values that the function is called with, if nothing is to be solved.
     :ivar named: the same by name.
     """
 
-    __slots__ = ("_body", "_form", "_texts", "given", "named", "positional", "reads", "solves")
+    __slots__ = (
+        "_body",
+        "_form",
+        "_texts",
+        "given",
+        "has_files",
+        "named",
+        "positional",
+        "reads",
+        "solves",
+    )
 
     def __init__(self, inputs: Sequence[Input], plan: Plan) -> None:
         self.solves = len(inputs) < len(plan.nodes)
@@ -64,6 +75,7 @@ class Reading:
         self._body = bodies[0] if bodies else None
         self._form = FormReader(fields) if fields else None
         self.reads = bool(inputs)
+        self.has_files = any(each.is_file for each in fields)
 
     @classmethod
     def of(cls, plan: Plan) -> Reading:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from math import isfinite
+from random import randrange
 from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
@@ -33,7 +34,7 @@ class ProfilingMiddleware:
         its scope, and returns the name, or None for the name that the kit finds itself.
     :param sample_hz: how many times a second to look at what runs, for as long as the process lives, up to 1,000. 0
         looks on demand alone, within :func:`profile`.
-    :param exact: the requests that are profiled by cProfile: one in so many, or those that a function of the scope
+    :param exact: the requests of which every call is recorded: one in so many, or those that a function of the scope
         picks (:func:`exact_by_header`); None for none.
     :param queries: whether to count what the profiled connections and engines send to their databases.
     :param stall_threshold: seconds for which a step may keep the loop before it is reported as a stall; None for no
@@ -74,7 +75,8 @@ class ProfilingMiddleware:
             queries=queries,
         )
         self._exact = exact
-        self._turn = 0  # of the requests, where one in so many is profiled
+        # Where one in so many is recorded: how many of them are still to come, and which it is.
+        self._turn = self._chosen = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         rest = self.serve(scope, receive, send)
@@ -118,8 +120,12 @@ class ProfilingMiddleware:
     def _is_chosen(self, scope: Scope) -> bool:
         exact = self._exact
         if isinstance(exact, int):
-            self._turn += 1
-            return self._turn % exact == 0
+            # One of each so many, at random: of endpoints that take turns each has its chance.
+            if not self._turn:
+                self._turn = exact
+                self._chosen = randrange(exact)
+            self._turn -= 1
+            return self._turn == self._chosen
         assert exact is not None
         try:
             return bool(exact(scope))
@@ -152,6 +158,9 @@ def _facts(exchange: Exchange, error: BaseException | None) -> dict[str, Any]:
             facts[name] = duration_ns / 1e9
     facts["request_size"] = exchange.request_bytes
     facts["response_size"] = exchange.response_bytes
+    for name, value in exchange.scope.get("headers", ()):
+        if name.lower() == b"traceparent":  # https://www.w3.org/TR/trace-context/
+            facts["traceparent"] = value
     return facts
 
 
@@ -199,7 +208,7 @@ def _check(
             continue
         if not _is_number(seconds):
             raise ConfigurationTypeError(_option(name), seconds, "give seconds, or None.")
-        if not 0 < seconds or not isfinite(seconds):  # type: ignore[operator,arg-type]  # as above
+        if not seconds > 0 or not isfinite(seconds):  # type: ignore[operator,arg-type]  # as above
             raise ConfigurationValueError(
                 _option(name), seconds, "give more than 0 seconds, or None to switch it off."
             )

@@ -190,15 +190,19 @@ class AllocationWindow:
         self._profiles.window = None
         tracemalloc.stop()
 
-    def observe(self, account: Account, label: Callable[[], str]) -> None:
+    def observe(self, account: Account, label: Callable[[], str], *, begins: bool = False) -> None:
         """Look at the steps of a request, from the next on.
 
         :param label: tells its endpoint, as far as that is known; from any thread.
+        :param begins: whether it begins in this thread just now: a step of it that runs is looked at, too.
         """
         with self._lock:
             if self.open and account not in self._observed:
                 self._observed[account] = (Allocated(), label)
-                account.observers = (*account.observers, self)
+                if begins:
+                    account.join(self)
+                else:
+                    account.observers += (self,)
 
     def ended(self, account: Account, endpoint: str) -> None:
         """The request is over, and was one of `endpoint`."""
@@ -225,14 +229,14 @@ class AllocationWindow:
                 self._thread = get_ident()
                 tracemalloc.clear_traces()
             elif self._thread != get_ident():
+                self.overlapping_steps += 1
                 return
             self._depth += 1  # what a step within a step allocates is told of the outer one
 
     def step_ended(self, account: Account, duration_ns: int) -> None:
         with self._lock:
             if not self._depth or self._thread != get_ident():
-                self.overlapping_steps += self.open
-                return
+                return  # its beginning was not looked at
             self._depth -= 1
             if self._depth or not self.open:
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -27,8 +27,7 @@ logger = logging.getLogger("asgi_perfkit")
 class RequestCalls:
     """Observes the steps of one request, and records every call in them.
 
-    What runs before the first of its steps, and belongs to it, can be put between :meth:`start` and :meth:`stop`; a
-    step in between changes nothing then.
+    Who has it join in the midst of a step calls :meth:`start`: the end of the step stops it.
 
     :param unavailable: told once of what prevents it.
     :ivar complete: whether no call is missing so far.
@@ -63,13 +62,6 @@ class RequestCalls:
     def step_ended(self, account: Account, duration_ns: int) -> None:
         self.stop()
 
-    def drive(self, work: Awaitable[Any]) -> Awaitable[Any]:
-        """What to await in place of `work` in the midst of a step: nobody is told of the first stretch of it.
-
-        It is to be awaited at once and in the same task.
-        """
-        return _Driven(self, work)
-
     def end(self) -> PackedCalls | None:
         """Record no more; returns what was recorded, None if that is not all."""
         recorder = self._recorder
@@ -81,47 +73,6 @@ class RequestCalls:
         if obstacle is not None and self.complete:
             self.complete = False
             self._unavailable(obstacle)
-
-
-class _Driven(Coroutine[Any, Any, Any]):
-    """Work each stretch of which is recorded, whether a step of an account or not."""
-
-    __slots__ = ("_request", "_work")
-
-    def __init__(self, request: RequestCalls, work: Awaitable[Any]) -> None:
-        self._request = request
-        self._work = work if isinstance(work, Coroutine) else _as_coroutine(work)
-
-    def send(self, value: Any) -> Any:
-        return self._recorded(self._work.send, value)
-
-    def throw(self, *exception: Any) -> Any:
-        try:
-            return self._recorded(self._work.throw, *exception)
-        finally:
-            del exception  # it holds this frame
-
-    def close(self) -> None:
-        self._recorded(self._work.close)
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # type: ignore[return-value]  # an iterator with `send`, `throw` and `close` is what it takes
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def _recorded(self, resume: Callable[..., Any], *arguments: Any) -> Any:
-        request = self._request
-        request.start_step()
-        try:
-            return resume(*arguments)
-        finally:
-            del arguments
-            request.stop()
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
 
 
 class _Endpoint:

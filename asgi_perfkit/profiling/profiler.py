@@ -9,7 +9,6 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
-from asgi_perfkit.profiling.exact import RequestCalls
 from asgi_perfkit.profiling.profiles import Profiles
 from asgi_perfkit.profiling.queries.request import LateQueries, first_query
 from asgi_perfkit.profiling.sampler import Feed
@@ -51,7 +50,7 @@ class Profiler:
         self._queries = queries
         self._sample_hz = sample_hz
         self._feed: Feed | None = None
-        self._exact: dict[Account, RequestCalls] = {}
+        self._exact: dict[Account, Any] = {}
         self._loop: Callable[[], object] = _no_loop
         profiles.profilers.add(self)
 
@@ -63,7 +62,7 @@ class Profiler:
         self.open.add(account)
         window = self.profiles.allocations.window
         if window is not None:
-            window.observe(account, partial(self.label, account, None))
+            window.observe(account, partial(self.label, account, None), begins=True)
 
     def query(
         self,
@@ -77,33 +76,38 @@ class Profiler:
         if self._queries:
             first_query(self, account).query(account, statement, started_ns, rows, times, failed)
 
-    def begin_exact(self, account: DrivenAccount) -> RequestCalls:
-        """Profile this request exactly, too, from its next step on.
-
-        :return: what records it: it can be told of what runs before.
-        """
+    def begin_exact(self, account: DrivenAccount) -> None:
+        """Record every call of this request, too, from here on."""
         calls = self._exact[account] = self.profiles.exact.request()
-        account.observers = (*account.observers, calls)
-        return calls
+        account.observers += (calls,)
+        if (
+            account.stepping
+        ):  # not by `join`: the frames that are around are none of what is recorded
+            calls.start()
 
     def settle(self, account: DrivenAccount) -> None:
         pass
 
-    def ended(self, account: DrivenAccount, endpoint: str | None, error: BaseException | None) -> None:
+    def ended(
+        self, account: DrivenAccount, endpoint: str | None, error: BaseException | None
+    ) -> None:
         self.open.discard(account)
-        label = self.label(account, endpoint)
-        now_ns = perf_counter_ns()
-        self.profiles.growth.count(label, now_ns)
-        if self._exact or self.profiles.allocations.window is not None:
-            self._keep(account, label)
-        if self._queries and account.profile is self:
-            account.profile = LateQueries(self.profiles, label)
-        total_ns = now_ns - account.started_ns
-        if total_ns >= self.slow_ns:  # before its samples are no longer its own
-            self._ended_late(account, label, error, total_ns)
-        sampler = self.profiles.sampler
-        if sampler.feeds:
-            sampler.ended(account, self.label, endpoint)
+        try:
+            label = self.label(account, endpoint)
+            now_ns = perf_counter_ns()
+            self.profiles.growth.count(label, now_ns)
+            if self._exact or self.profiles.allocations.window is not None:
+                self._keep(account, label)
+            if self._queries and account.profile is self:
+                account.profile = LateQueries(self.profiles, label)
+            total_ns = now_ns - account.started_ns
+            if total_ns >= self.slow_ns:  # before its samples are no longer its own
+                self._ended_late(account, label, error, total_ns)
+            sampler = self.profiles.sampler
+            if sampler.feeds:
+                sampler.ended(account, self.label, endpoint)
+        except Exception as failure:
+            self.profiles.report("A request could not be profiled", failure)
 
     def _keep(self, account: DrivenAccount, label: str) -> None:
         """Keep what was recorded of a request that was chosen for it."""

@@ -17,7 +17,13 @@ from asgi_perfkit.profiling.sampler import Sampler
 from asgi_perfkit.profiling.slow import Slow
 from asgi_perfkit.profiling.stalls import Stalls
 
-__all__ = ["DEFAULT_MAX_MEMORY", "Profiles", "default_profiles", "get_profile_stats", "reset_profile_stats"]
+__all__ = [
+    "DEFAULT_MAX_MEMORY",
+    "Profiles",
+    "default_profiles",
+    "get_profile_stats",
+    "reset_profile_stats",
+]
 
 DEFAULT_MAX_MEMORY = 16 * 1024 * 1024
 
@@ -85,9 +91,13 @@ class Profiles:
         if first:
             try:
                 logger.error(
-                    "%s (logged once; further ones are counted as failures)", message, exc_info=error
+                    "%s (logged once; further ones are counted as failures)",
+                    message,
+                    exc_info=error,
                 )
-            except Exception:  # a filter or handler of the app's: it is counted, and the request goes on
+            except (
+                Exception
+            ):  # a filter or handler of the app's: it is counted, and the request goes on
                 with self.lock:
                     self.failures += 1
 

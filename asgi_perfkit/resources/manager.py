@@ -187,7 +187,7 @@ class ResourceManager:
             type(value) is Ticket and (value := await joined(named, name, repr(name))) is ABSENT
         ):
             ticket = named[name] = Ticket()
-            making = Making(ticket, repr(name))
+            making = Making(ticket, name, repr)
             token = made_around.set(making)
             try:
                 value = await self.open_made(factory())

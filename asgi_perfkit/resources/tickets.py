@@ -77,15 +77,22 @@ class Ticket(list[Flag]):
 class Making:
     """A value that is being made.
 
+    :param label: what it is.
+    :param show: makes of that what a user calls it.
     :ivar outer: within the making of what.
     """
 
-    __slots__ = ("name", "outer", "ticket")
+    __slots__ = ("_label", "_show", "outer", "ticket")
 
-    def __init__(self, ticket: Ticket, name: str) -> None:
+    def __init__(self, ticket: Ticket, label: object, show: Callable[[Any], str]) -> None:
         self.ticket = ticket
-        self.name = name
+        self._label = label
+        self._show = show
         self.outer = made_around.get()
+
+    @property
+    def name(self) -> str:
+        return self._show(self._label)
 
     def end(self, token: Token[Making | None]) -> None:
         """Note that it is over.

@@ -294,7 +294,7 @@ class _Run:
             type(value) is Ticket and (value := await joined(home, key)) is ABSENT
         ):
             ticket = home[key] = Ticket()
-            making = Making(ticket, node.name)
+            making = Making(ticket, node.name, str)
             token = made_around.set(making)
             try:
                 value = await self._call(number)

@@ -90,7 +90,10 @@ def test_every_request_is_profiled_once(run: Run, around: Any) -> None:
         assert await serve(app, http_scope("/other", method="POST")) == [START, BODY]
 
     run(main)
-    assert sorted(record["endpoint"] for record in slow(profiles)) == ["GET /items/{id}", "POST /other"]
+    assert sorted(record["endpoint"] for record in slow(profiles)) == [
+        "GET /items/{id}",
+        "POST /other",
+    ]
     assert {record["outcome"] for record in slow(profiles)} == {"ok"}
     assert profiles.failures == 0
 

@@ -18,10 +18,18 @@ from typing import Any
 
 import pytest
 
-from asgi_perfkit import ConfigurationError, PerfKit, Profiles, get_profile_stats
-from asgi_perfkit.middleware.exact import exact_by_header
+from asgi_perfkit import (
+    ConfigurationError,
+    PerfKit,
+    PerformanceMiddleware,
+    Profiles,
+    ProfilingMiddleware,
+    Registry,
+    exact_by_header,
+    exact_profile,
+    get_profile_stats,
+)
 from asgi_perfkit.profiling.exact import ExactProfiles, RequestCalls
-from asgi_perfkit.profiling.exact_report import exact_profile
 from asgi_perfkit.profiling.packed import PackedCalls
 from asgi_perfkit.profiling.recorder import CallRecorder
 from asgi_perfkit.steps import DrivenAccount, current_account, follow_children
@@ -530,26 +538,28 @@ def test_ended_in_the_midst_it_is_off() -> None:
     assert calls_of(exact, "A")["only_a"] == 1
 
 
-def test_work_that_is_driven_is_recorded_from_its_first_stretch_on(run: Run) -> None:
-    """Where a request is chosen in the midst of a step, of which its observers are told no more."""
-    exact = ExactProfiles(1 << 20)
-    request = exact.request()
+def test_a_request_that_is_chosen_in_a_step_is_recorded_from_there_on(run: Run) -> None:
+    """As where the middleware stands inside of another: what is around it is none of the request's."""
+    profiles = Profiles()
 
-    async def work() -> str:
+    async def work(scope: Any, receive: Any, send: Any) -> None:
         only_a()
         await checkpoint()
         only_a()
-        return "done"
 
-    async def main() -> str:
+    async def around(scope: Any, receive: Any, send: Any) -> None:
         only_b()
-        said: str = await request.drive(work())
-        only_b()
-        return said
+        await ProfilingMiddleware(work, profiles=profiles, exact=1)(scope, receive, send)
+        assert sys.getprofile() is not None  # the step goes on
+        await checkpoint()
 
-    assert run(main) == "done"
-    exact.add("A", request)
-    found = calls_of(exact, "A")
+    async def main() -> None:
+        app = PerformanceMiddleware(around, registry=Registry())
+        await app({"type": "http", "method": "GET", "path": "/", "headers": []}, None, None)
+
+    run(main)
+    assert sys.getprofile() is None
+    found = calls_of(profiles.exact, "GET /")
     assert found["only_a"] == 2
     assert "only_b" not in found
 

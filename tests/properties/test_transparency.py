@@ -289,9 +289,7 @@ def test_nothing_that_is_said_changes_under_a_profiler(
 ) -> None:
     """One that stands alone, and profiles each request exactly, too."""
     profiles = Profiles()
-    compare(
-        run_asyncio, lambda app: ProfilingMiddleware(app, profiles=profiles, exact=1), *play
-    )
+    compare(run_asyncio, lambda app: ProfilingMiddleware(app, profiles=profiles, exact=1), *play)
     assert profiles.failures == 0
 
 

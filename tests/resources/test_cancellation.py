@@ -71,7 +71,7 @@ def test_a_cancelled_resolution_leaves_nothing_open(run: Any, concurrent: bool) 
 
 
 def test_a_cancelled_acquisition_leaves_the_resource_to_the_next(run: Any) -> None:
-    """Wherever it is cancelled: before, in the entering of the resource, or behind it; nothing is opened twice at once."""
+    """Wherever it is cancelled: before, in the entering of the resource, or behind it; it is open once."""
 
     async def main() -> None:
         reached = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -261,10 +262,9 @@ def test_a_dependency_that_is_made_once_more_is_no_circle(run: Run) -> None:
     run(main)
 
 
-def test_a_task_that_begins_eagerly_stands_on_its_own(run_asyncio: Run) -> None:
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is new in 3.12")
+def test_a_task_that_begins_eagerly_stands_on_its_own() -> None:
     """Its frames are on those of who has started it, which does not wait for it."""
-    if not hasattr(asyncio, "eager_task_factory"):
-        pytest.skip("asyncio.eager_task_factory is new in Python 3.12")
     started: list[Any] = []
 
     async def slow(b: str = Depends(before)) -> str:
@@ -284,4 +284,4 @@ def test_a_task_that_begins_eagerly_stands_on_its_own(run_asyncio: Run) -> None:
             assert await resolve(user) == "slow"
             assert await started[0] == "slow"
 
-    run_asyncio(main)
+    asyncio.run(main())
