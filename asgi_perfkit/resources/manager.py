@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from contextvars import ContextVar, Token
 from types import AsyncGeneratorType, GeneratorType, MethodType, TracebackType
 from typing import Any, Final, Protocol, TypeVar, overload
+from weakref import ref
 
 from asgi_perfkit.caching.request import RequestScopedCache
 from asgi_perfkit.exceptions import ConfigurationTypeError, ResourcesClosedError
@@ -100,7 +101,7 @@ class ResourceManager:
         self.spare: Ticket | None = None  # its ticket, if it has to wait for something while it is
         self.request: Request | None = None  # what it is for
         self.region: Region | None = None  # on trio, what is around everything
-        self._account: Account | None = None
+        self._account: ref[Account] | None = None  # a task in whose context it is may wait for long
         self._token: Token[ResourceManager | None] | None = None
         self._cache: RequestScopedCache | None = None
         self._named: dict[Hashable, Any] | None = None
@@ -273,15 +274,19 @@ class ResourceManager:
 
         :param account: the current one.
         """
-        self._account = account
+        self._account = None if account is None else ref(account)
         if "trio" in sys.modules and on_trio():
             self.enter_region()
         self._token = entered.set(self)
 
     def is_of(self, account: Account) -> bool:
         """Whether the block was begun in `account`, or in the work that it stands in for."""
-        own = self._account
-        return own is account or (own is not None and own.closed and own.parent is account)
+        if self._account is None:
+            return False
+        own = self._account()
+        if own is None:  # it is gone, and left what stands in for it
+            return account.closed
+        return own is account or own.heir is account
 
     def end_empty_block(self) -> bool:
         """End the block at once if there is nothing to close; whether that is so."""
@@ -483,7 +488,7 @@ def innermost(account: Account | None, *, makes: bool = True) -> ResourceManager
                 found = found.open(account)
             return None if found.closed else found
         account = account.parent
-        if manager is not None and manager._account is account:
+        if manager is not None and account is not None and manager.is_of(account):
             break
     return None if manager is None or manager.closed else manager
 

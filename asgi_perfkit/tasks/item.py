@@ -157,6 +157,15 @@ class Item:
         elif self.handoff is None and default is not None and default.knows(self.function):
             self.handoff = default
 
+    def let_go(self) -> None:
+        """Hold nothing of the piece of work that has added it, if that has ended."""
+        account = self.account
+        if account is not None:
+            lasting = account.outlasting()
+            if lasting is not account:
+                self.account = lasting
+                self.context.run(current_account.set, lasting)
+
     def describe(self) -> str:
         """The call with the types of its arguments; their values may be secrets."""
         arguments = [type(argument).__qualname__ for argument in self.args]

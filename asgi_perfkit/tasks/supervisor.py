@@ -275,6 +275,8 @@ class Supervisor:
                 )
             except RuntimeError:  # the loop takes no more work: it ends
                 self._note_end(runner)
+        else:
+            queue.let_go()
 
     async def _run_ready(self, loop: Loop, runner: _Runner) -> None:
         stretch = Stretch(self)
@@ -314,10 +316,16 @@ class Supervisor:
                 and (entry := queue.take()) is not None
             ):
                 if not isinstance(entry, Item):
+                    queue.let_go()
                     await self._run_groups(loop, entry, stretch, here=here)
                 elif (rest := self._begin(loop, entry, stretch)) is not None:
                     stretch.note()
+                    queue.let_go()
                     await rest
+                    stretch.begin()
+                elif stretch.ended_ns > stretch.until_ns:
+                    stretch.note()
+                    await loop.pause()
                     stretch.begin()
         except BaseException:  # the loop has cancelled this
             self._give_up(queue)
@@ -342,6 +350,8 @@ class Supervisor:
                     rest = self._begin(loop, group.pop(), stretch)
                 else:
                     rest = self._run_group(loop, group)
+                if rest is None and stretch.ended_ns > stretch.until_ns:
+                    rest = loop.pause()
                 if rest is not None:
                     stretch.note()
                     await rest
@@ -373,7 +383,7 @@ class Supervisor:
     def _begin(self, loop: Loop, item: Item, stretch: Stretch) -> Awaitable[None] | None:
         """Run a task as far as it goes without waiting, which short ones do to their end.
 
-        :return: what is to be awaited at once: what is left of it, or a turn for the others, if they are due one.
+        :return: what is left of it, to be awaited at once; None if it is done.
         :raises: the cancellation of the running task by others.
         """
         if item.handoff or item.timeout is not None or not item.is_async:
@@ -392,7 +402,7 @@ class Supervisor:
             self._running.discard(item)
             stretch.done += 1
             stretch.add(item.account, item.added_ns, started_ns, ended_ns)
-        return loop.pause() if stretch.ended_ns > stretch.until_ns else None
+        return None
 
     async def _run_rest(
         self,

@@ -8,7 +8,7 @@ from threading import RLock
 from typing import Any, Literal, Protocol
 
 from asgi_perfkit.exceptions import ConfigurationTypeError
-from asgi_perfkit.steps import Account, current_account
+from asgi_perfkit.steps import Account
 from asgi_perfkit.tasks.handoff import Handoff
 from asgi_perfkit.tasks.item import Item, TaskList
 
@@ -47,7 +47,7 @@ class TaskQueue:
 
     holds_tasks = True
 
-    __slots__ = ("_added", "_next", "_scheduled", "_state", "supervisor")
+    __slots__ = ("_added", "_light", "_next", "_scheduled", "_state", "supervisor")
 
     def __init__(self, supervisor: QueueOwner) -> None:
         self.supervisor = supervisor
@@ -56,6 +56,7 @@ class TaskQueue:
         self._next: list[Entry] | None = None  # come before `_added`, and are in reverse order
         self._state: Literal["filling", "released", "discarded"] = "filling"
         self._scheduled = False  # whether it is running, or will be without further ado
+        self._light = False  # whether all of them have let go of the request
 
     def add(
         self, account: Account | None, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -83,8 +84,8 @@ class TaskQueue:
             supervisor.expect(1)
         with supervisor.lock:
             state = self._state
-            if state == "released":  # before that, `finish` will do so
-                _let_go([entry])
+            if state == "released" and self._light:
+                _let_go(entry)
             if state != "discarded":
                 self._added.append(entry)
             late = state == "released" and not self._scheduled
@@ -103,13 +104,11 @@ class TaskQueue:
                 return
             discarded = failed and not supervisor.run_on_error
             self._state = "discarded" if discarded else "released"
-            entries = list(self._added)
             # From here on who adds the first one schedules it.
-            self._scheduled = bool(entries) and not discarded
+            scheduled = self._scheduled = bool(self._added) and not discarded
         if discarded:
             supervisor.account_for(items_of(self.take_all()), "discarded")
-        elif entries:
-            _let_go(entries)
+        elif scheduled:
             if supervisor.runs_here():
                 supervisor.schedule(self)
             else:
@@ -122,9 +121,20 @@ class TaskQueue:
                 return
             self._state = "released"
             self._scheduled = True
-            entries = list(self._added)
-        _let_go(entries)
         self.supervisor.schedule(self)
+
+    def let_go(self) -> None:
+        """Hold nothing of the request any more: it is over, and there is something to wait for.
+
+        Those that run at once let go of it one by one: contexts that differ from each other are more for the garbage
+        collector to look at, and where many wait, that takes as long as to run them.
+        """
+        if not self._light:
+            with self.supervisor.lock:
+                self._light = True
+                entries = [*(self._next or ()), *self._added]
+            for entry in entries:
+                _let_go(entry)
 
     def take(self) -> Entry | None:
         """The next one; after None it has to be scheduled again."""
@@ -138,7 +148,10 @@ class TaskQueue:
                 self._added = []
                 entries.reverse()
                 self._next = entries
-        return entries.pop()
+        entry = entries.pop()
+        if not self._light:
+            _let_go(entry)
+        return entry
 
     def take_all(self) -> list[Entry]:
         """All that are there, none of which will run."""
@@ -150,17 +163,12 @@ class TaskQueue:
             return entries
 
 
-def _let_go(entries: Iterable[Entry]) -> None:
-    """Have them hold nothing of the work that has added them, as far as that has ended."""
-    account: Account | None = None
-    lasting: Account | None = None
-    for item in items_of(entries):
-        if item.account is not account:
-            account = item.account
-            lasting = None if account is None else account.outlasting()
-        if lasting is not account:
-            item.account = lasting
-            item.context.run(current_account.set, lasting)
+def _let_go(entry: Entry) -> None:
+    if type(entry) is Item:
+        entry.let_go()
+    else:
+        for item in items_of([entry]):
+            item.let_go()
 
 
 def items_of(entries: Iterable[Entry]) -> Iterator[Item]:

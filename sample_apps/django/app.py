@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.db import close_old_connections
 
-from asgi_perfkit import PerfKit
+from asgi_perfkit import PerfKit, exact_by_header
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 
@@ -27,11 +28,17 @@ async def with_streams(scope: Any, receive: Any, send: Any) -> None:
     await (stream or django_app)(scope, receive, send)
 
 
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if secret := settings.PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", secret)
+
 # Tasks that are plain functions have worker threads of their own, whose connections are closed around each task, as
 # shop/apps.py has it for the other threads.
 application = PerfKit(
     with_streams,
     background={"task_hooks": (close_old_connections, close_old_connections)},
     encoder={"compression": True},
+    profiling=profiling,
 )
 app = application  # the name that the other samples have

@@ -1,8 +1,9 @@
-"""The shop's settings; three of them come from the environment.
+"""The shop's settings; four of them come from the environment.
 
-SHOP_DATABASE     where the SQLite file is (default: shop.sqlite3 in this folder)
-SHOP_MAIL_SERVER  host:port of the mail server (default: none, and mails are shown in the terminal)
-SHOP_SECRET_KEY   Django's secret key (default: a new one at every start)
+SHOP_DATABASE        where the SQLite file is (default: shop.sqlite3 in this folder)
+SHOP_MAIL_SERVER     host:port of the mail server (default: none, and mails are shown in the terminal)
+SHOP_PROFILE_SECRET  in the header x-profile it has a request recorded call by call (default: none is)
+SHOP_SECRET_KEY      Django's secret key (default: a new one at every start)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import django
 BASE_DIR = Path(__file__).resolve().parent
 
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY") or secrets.token_urlsafe(50)
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
 INSTALLED_APPS = ["shop"]

@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -40,6 +41,9 @@ from fastapi import (
 )
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from sqlalchemy import URL, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import NullPool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_perfkit import (
@@ -47,16 +51,25 @@ from asgi_perfkit import (
     Event,
     EventStream,
     PerfKit,
+    ProfileReport,
     ThreadLimiter,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
     dumps,
+    exact_by_header,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
+    profile_connection,
+    profile_engine,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
 )
@@ -91,6 +104,18 @@ class Receipt(BaseModel):
     printed: datetime
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Sale(Base):
+    __tablename__ = "sales"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[int]
+    price: Mapped[float]
+
+
 ITEMS = {
     1: Item(id=1, name="kettle", price=24.5),
     2: Item(id=2, name="teapot", price=31.0),
@@ -101,6 +126,17 @@ RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a eur
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")  # who sends it has his request recorded
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
+
+# Receipts are read by SQLAlchemy's ORM. No connection is kept: each would belong to its thread.
+engine = create_engine(URL.create("sqlite", database=str(DATABASE)), poolclass=NullPool)
+profile_engine(engine)
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -144,7 +180,7 @@ async def wait() -> dict[str, float]:
 @contextmanager
 def open_book() -> Iterator[sqlite3.Connection]:
     """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
-    with closing(sqlite3.connect(DATABASE)) as book:
+    with closing(profile_connection(sqlite3.connect(DATABASE))) as book:
         yield book
 
 
@@ -178,20 +214,31 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> Sold:
     return Sold(item=item_id, sold=sold, revenue=revenue)
 
 
-def print_receipt(sale_id: int) -> Receipt | None:
-    """Make the receipt of a sale, if there is such a sale."""
-    with open_book() as book:
-        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
-    if sale is None:
-        return None
-    item_id, price = sale
+def print_receipt(sale: Sale) -> Receipt:
     return Receipt(
-        sale=sale_id,
-        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale_id}"),
-        item=ITEMS[item_id].name,
-        price=Decimal(f"{price:.2f}"),
+        sale=sale.id,
+        number=uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale.id}"),
+        item=ITEMS[sale.item].name,
+        price=Decimal(f"{sale.price:.2f}"),
         printed=datetime.now(timezone.utc),
     )
+
+
+def find_receipt(sale_id: int) -> Receipt | None:
+    """Make the receipt of a sale, if there is such a sale."""
+    with Session(engine) as session:
+        sale = session.get(Sale, sale_id)
+        return None if sale is None else print_receipt(sale)
+
+
+def find_latest_receipts() -> list[Receipt]:
+    """Make the receipts of the ten latest sales, and ask for each of them: the mistake that /profile finds."""
+    found = []
+    with Session(engine) as session:
+        for number in session.scalars(select(Sale.id).order_by(Sale.id.desc()).limit(10)):
+            sale = session.get_one(Sale, number)  # found by /profile: the N+1
+            found.append(print_receipt(sale))
+    return found
 
 
 def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
@@ -245,9 +292,16 @@ async def sales() -> StreamingResponse:
 @router.get("/receipts/{sale_id}")
 async def receipt(sale_id: int) -> Response:
     """Show the receipt of a sale: a model that is not checked again, as a return value would be."""
-    found = await run_in_threadpool(print_receipt, sale_id)
+    found = await run_in_threadpool(find_receipt, sale_id)
     if found is None:
         raise HTTPException(404, "There is no such sale.")
+    return Response(dumps(found), media_type="application/json")
+
+
+@router.get("/receipts/")
+async def receipts() -> Response:
+    """Show the receipts of the latest sales."""
+    found = await run_in_threadpool(find_latest_receipts)
     return Response(dumps(found), media_type="application/json")
 
 
@@ -421,6 +475,32 @@ async def block() -> dict[str, float]:
     return {"seconds": spin(0.03)}
 
 
+@router.get("/freeze")
+async def freeze() -> dict[str, float]:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    return {"seconds": time.perf_counter() - began}
+
+
+@router.get("/supplies")
+async def supplies() -> dict[str, int]:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in ITEMS:
+        with measure("supplier"):
+            await anyio.sleep(0.1)
+    last_sale = await run_in_threadpool(find_last_sale)
+    return {"supplied": len(ITEMS), "last_sale": last_sale}
+
+
+@router.get("/labels")
+async def labels() -> dict[str, int]:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await anyio.sleep(0.01)
+    return {"labels": len(texts)}
+
+
 @router.get("/sync")
 def sync() -> dict[str, Any]:
     """Hash a password; FastAPI runs a plain function in a thread."""
@@ -492,13 +572,57 @@ async def reset() -> None:
     reset_performance_stats()
 
 
+@router.get("/profile")
+async def profiles() -> dict[str, Any]:
+    """Show what profiling has found in this process."""
+    return get_profile_stats()
+
+
+@router.delete("/profile", status_code=204)
+async def reset_profiles() -> None:
+    """Begin anew."""
+    reset_profile_stats()
+
+
+@router.get("/profile/allocations")
+async def profile_memory(seconds: float = 5) -> dict[str, Any]:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    async with profile_allocations(seconds=seconds) as report:
+        await anyio.sleep(seconds)
+    return report.endpoints
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+@router.get("/profile/{name}")
+async def profile_cpu(name: str, seconds: float = 5) -> Response:
+    """Look for some seconds at what runs."""
+    if name not in REPORTS:
+        raise HTTPException(404, "There is no such report.")
+    async with profile() as report:
+        await anyio.sleep(seconds)
+    content = await run_in_threadpool(write_report, report, name)
+    return Response(content, media_type=REPORTS[name])
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(prepare_book)
     yield
 
 
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", PROFILE_SECRET)
+
 app = FastAPI(title="Shop", lifespan=lifespan)
 app.include_router(router)
 app.include_router(shop)
-app = PerfKit(app, encoder={"compression": True})
+app = PerfKit(app, encoder={"compression": True}, profiling=profiling)

@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -36,15 +37,23 @@ from asgi_perfkit import (
     Event,
     EventStream,
     PerfKit,
+    ProfileReport,
     ThreadLimiter,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
+    exact_by_header,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
+    profile_connection,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
 )
@@ -88,6 +97,13 @@ RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a eur
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")  # who sends it has his request recorded
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -128,7 +144,7 @@ async def wait() -> dict[str, float]:
 @contextmanager
 def open_book() -> Iterator[sqlite3.Connection]:
     """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
-    with closing(sqlite3.connect(DATABASE)) as book:
+    with closing(profile_connection(sqlite3.connect(DATABASE))) as book:
         yield book
 
 
@@ -165,7 +181,10 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> Sold:
 def print_receipt(sale_id: int) -> Receipt | None:
     """Make the receipt of a sale, if there is such a sale."""
     with open_book() as book:
-        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+        found = book.execute(  # found by /profile: the N+1
+            "SELECT item, price FROM sales WHERE id = ?", [sale_id]
+        )
+        sale = found.fetchone()
     if sale is None:
         return None
     item_id, price = sale
@@ -189,6 +208,12 @@ def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
 def find_last_sale() -> int:
     with open_book() as book:
         return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
+def print_latest_receipts() -> list[Receipt]:
+    """Make the receipts of the ten latest sales, and look each of them up: the mistake that /profile finds."""
+    last = find_last_sale()
+    return [print_receipt(number) for number in range(last, last - 10, -1)]
 
 
 def copy_book() -> Iterator[str]:
@@ -227,6 +252,12 @@ async def receipt(sale_id: int) -> JSON:
     if found is None:
         raise NotFoundException("There is no such sale.")
     return JSON(found)
+
+
+@get("/receipts")
+async def receipts() -> JSON:
+    """Show the receipts of the latest sales."""
+    return JSON(await run_in_threadpool(print_latest_receipts))
 
 
 @cached(ttl=300)
@@ -388,6 +419,32 @@ async def block() -> dict[str, float]:
     return {"seconds": spin(0.03)}
 
 
+@get("/freeze")
+async def freeze() -> dict[str, float]:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    return {"seconds": time.perf_counter() - began}
+
+
+@get("/supplies")
+async def supplies() -> dict[str, int]:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in ITEMS:
+        with measure("supplier"):
+            await anyio.sleep(0.1)
+    last_sale = await run_in_threadpool(find_last_sale)
+    return {"supplied": len(ITEMS), "last_sale": last_sale}
+
+
+@get("/labels")
+async def labels() -> dict[str, int]:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await anyio.sleep(0.01)
+    return {"labels": len(texts)}
+
+
 @get("/sync", sync_to_thread=True)
 def sync() -> dict[str, Any]:
     """Hash a password; Litestar runs a plain function in a thread when it is told to."""
@@ -461,15 +518,60 @@ async def reset() -> None:
     reset_performance_stats()
 
 
+@get("/profile")
+async def profiles() -> dict[str, Any]:
+    """Show what profiling has found in this process."""
+    return get_profile_stats()
+
+
+@delete("/profile")
+async def reset_profiles() -> None:
+    """Begin anew."""
+    reset_profile_stats()
+
+
+@get("/profile/allocations")
+async def profile_memory(seconds: float = 5) -> dict[str, Any]:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    async with profile_allocations(seconds=seconds) as report:
+        await anyio.sleep(seconds)
+    return report.endpoints
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+@get("/profile/{name:str}")
+async def profile_cpu(name: str, seconds: float = 5) -> Response[bytes]:
+    """Look for some seconds at what runs."""
+    if name not in REPORTS:
+        raise NotFoundException("There is no such report.")
+    async with profile() as report:
+        await anyio.sleep(seconds)
+    content = await run_in_threadpool(write_report, report, name)
+    return Response(content, media_type=REPORTS[name])
+
+
 async def prepare() -> None:
     await run_in_threadpool(prepare_book)
 
 
 shop = Router("/shop/{shop_id:int}", route_handlers=[stock])
 route_handlers = [
-    items, item, shop, sales, sold, sell, receipt, prices, book, ticker, order, offer, wait, block, sync, stream,
-    upload, error, after, echo, stats, reset
+    items, item, shop, sales, sold, sell, receipt, receipts, prices, book, ticker, order, offer, wait, block, freeze,
+    supplies, labels, sync, stream, upload, error, after, echo, stats, reset, profiles, reset_profiles, profile_memory,
+    profile_cpu,
 ]  # fmt: skip
 
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", PROFILE_SECRET)
+
 app = Litestar(route_handlers, on_startup=[prepare])
-app = PerfKit(app, encoder={"compression": True})
+app = PerfKit(app, encoder={"compression": True}, profiling=profiling)

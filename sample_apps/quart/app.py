@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -32,16 +33,24 @@ from asgi_perfkit import (
     Event,
     EventStream,
     PerfKit,
+    ProfileReport,
     ThreadLimiter,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
     dumps,
+    exact_by_header,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
+    profile_connection,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
 )
@@ -59,6 +68,13 @@ RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a eur
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")  # who sends it has his request recorded
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -111,7 +127,7 @@ async def wait() -> dict[str, float]:
 @contextmanager
 def open_book() -> Iterator[sqlite3.Connection]:
     """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
-    with closing(sqlite3.connect(DATABASE)) as book:
+    with closing(profile_connection(sqlite3.connect(DATABASE))) as book:
         yield book
 
 
@@ -148,7 +164,10 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
 def print_receipt(sale_id: int) -> Receipt | None:
     """Make the receipt of a sale, if there is such a sale."""
     with open_book() as book:
-        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+        found = book.execute(  # found by /profile: the N+1
+            "SELECT item, price FROM sales WHERE id = ?", [sale_id]
+        )
+        sale = found.fetchone()
     if sale is None:
         return None
     item_id, price = sale
@@ -172,6 +191,12 @@ def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
 def find_last_sale() -> int:
     with open_book() as book:
         return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
+def print_latest_receipts() -> list[Receipt]:
+    """Make the receipts of the ten latest sales, and look each of them up: the mistake that /profile finds."""
+    last = find_last_sale()
+    return [print_receipt(number) for number in range(last, last - 10, -1)]
 
 
 def copy_book() -> Iterator[str]:
@@ -215,6 +240,13 @@ async def receipt(sale_id: int) -> Response:
     found = await run_in_threadpool(print_receipt, sale_id)
     if found is None:
         abort(404, "There is no such sale.")
+    return Response(dumps(found), content_type="application/json")
+
+
+@app.get("/receipts/")
+async def receipts() -> Response:
+    """Show the receipts of the latest sales."""
+    found = await run_in_threadpool(print_latest_receipts)
     return Response(dumps(found), content_type="application/json")
 
 
@@ -380,6 +412,32 @@ async def block() -> dict[str, float]:
     return {"seconds": spin(0.03)}
 
 
+@app.get("/freeze")
+async def freeze() -> dict[str, float]:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    return {"seconds": time.perf_counter() - began}
+
+
+@app.get("/supplies")
+async def supplies() -> dict[str, int]:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in ITEMS:
+        with measure("supplier"):
+            await asyncio.sleep(0.1)
+    last_sale = await run_in_threadpool(find_last_sale)
+    return {"supplied": len(ITEMS), "last_sale": last_sale}
+
+
+@app.get("/labels")
+async def labels() -> dict[str, int]:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await asyncio.sleep(0.01)
+    return {"labels": len(texts)}
+
+
 @app.get("/sync")
 def sync() -> dict[str, Any]:
     """Hash a password; Quart runs a plain function in a thread."""
@@ -451,6 +509,52 @@ async def reset() -> tuple[str, int]:
     return "", 204
 
 
+@app.get("/profile")
+async def profiles() -> dict[str, Any]:
+    """Show what profiling has found in this process."""
+    return get_profile_stats()
+
+
+@app.delete("/profile")
+async def reset_profiles() -> tuple[str, int]:
+    """Begin anew."""
+    reset_profile_stats()
+    return "", 204
+
+
+@app.get("/profile/allocations")
+async def profile_memory() -> dict[str, Any]:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    seconds = request.args.get("seconds", 5, float)
+    async with profile_allocations(seconds=seconds) as report:
+        await asyncio.sleep(seconds)
+    return report.endpoints
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+@app.get("/profile/<name>")
+async def profile_cpu(name: str) -> Response:
+    """Look for some seconds at what runs."""
+    if name not in REPORTS:
+        abort(404, "There is no such report.")
+    async with profile() as report:
+        await asyncio.sleep(request.args.get("seconds", 5, float))
+    content = await run_in_threadpool(write_report, report, name)
+    return Response(content, content_type=REPORTS[name])
+
+
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", PROFILE_SECRET)
+
 app.register_blueprint(shop)
 quart_endpoint(app)
-app.asgi_app = PerfKit(with_streams, encoder={"compression": True})
+app.asgi_app = PerfKit(with_streams, encoder={"compression": True}, profiling=profiling)

@@ -21,7 +21,9 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
+from urllib.parse import parse_qs
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 # The standard library sleeps on asyncio only; anyio does it on trio as well.
@@ -33,15 +35,23 @@ from asgi_perfkit import (
     Event,
     EventStream,
     PerfKit,
+    ProfileReport,
     ThreadLimiter,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
+    exact_by_header,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
+    profile_connection,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
     send_json,
@@ -63,6 +73,13 @@ RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a eur
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")  # who sends it has his request recorded
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -111,7 +128,7 @@ async def wait(scope: Scope, receive: Receive, send: Send) -> None:
 @contextmanager
 def open_book() -> Iterator[sqlite3.Connection]:
     """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
-    with closing(sqlite3.connect(DATABASE)) as book:
+    with closing(profile_connection(sqlite3.connect(DATABASE))) as book:
         yield book
 
 
@@ -148,7 +165,10 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
 def print_receipt(sale_id: int) -> Receipt | None:
     """Make the receipt of a sale, if there is such a sale."""
     with open_book() as book:
-        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+        found = book.execute(  # found by /profile: the N+1
+            "SELECT item, price FROM sales WHERE id = ?", [sale_id]
+        )
+        sale = found.fetchone()
     if sale is None:
         return None
     item_id, price = sale
@@ -172,6 +192,12 @@ def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
 def find_last_sale() -> int:
     with open_book() as book:
         return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
+def print_latest_receipts() -> list[Receipt]:
+    """Make the receipts of the ten latest sales, and look each of them up: the mistake that /profile finds."""
+    last = find_last_sale()
+    return [print_receipt(number) for number in range(last, last - 10, -1)]
 
 
 def copy_book() -> Iterator[bytes]:
@@ -213,6 +239,11 @@ async def receipt(scope: Scope, receive: Receive, send: Send, sale_id: int) -> N
         await send_json(send, found)
     else:
         await send_json(send, {"detail": "There is no such sale."}, 404)
+
+
+async def receipts(scope: Scope, receive: Receive, send: Send) -> None:
+    """Show the receipts of the latest sales."""
+    await send_json(send, await run_in_threadpool(print_latest_receipts))
 
 
 @cached(ttl=300)
@@ -369,6 +400,29 @@ async def block(scope: Scope, receive: Receive, send: Send) -> None:
     await send_json(send, {"seconds": spin(0.03)})
 
 
+async def freeze(scope: Scope, receive: Receive, send: Send) -> None:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    await send_json(send, {"seconds": time.perf_counter() - began})
+
+
+async def supplies(scope: Scope, receive: Receive, send: Send) -> None:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in ITEMS:
+        with measure("supplier"):
+            await anyio.sleep(0.1)
+    last_sale = await run_in_threadpool(find_last_sale)
+    await send_json(send, {"supplied": len(ITEMS), "last_sale": last_sale})
+
+
+async def labels(scope: Scope, receive: Receive, send: Send) -> None:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await anyio.sleep(0.01)
+    await send_json(send, {"labels": len(texts)})
+
+
 def hash_password() -> dict[str, Any]:
     began = time.perf_counter()
     digest = hashlib.pbkdf2_hmac("sha256", b"correct horse", b"battery staple", 50_000)
@@ -450,6 +504,52 @@ async def reset(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+async def profiles(scope: Scope, receive: Receive, send: Send) -> None:
+    """Show what profiling has found in this process."""
+    await send_json(send, get_profile_stats())
+
+
+async def reset_profiles(scope: Scope, receive: Receive, send: Send) -> None:
+    """Begin anew."""
+    reset_profile_stats()
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def seconds_of(scope: Scope) -> float:
+    (seconds,) = parse_qs(scope["query_string"].decode()).get("seconds", ["5"])
+    return float(seconds)
+
+
+async def profile_memory(scope: Scope, receive: Receive, send: Send) -> None:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    seconds = seconds_of(scope)
+    async with profile_allocations(seconds=seconds) as report:
+        await anyio.sleep(seconds)
+    await send_json(send, report.endpoints)
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+async def profile_cpu(scope: Scope, receive: Receive, send: Send, name: str) -> None:
+    """Look for some seconds at what runs."""
+    if name not in REPORTS:
+        await send_json(send, {"detail": "There is no such report."}, 404)
+        return
+    async with profile() as report:
+        await anyio.sleep(seconds_of(scope))
+    content = await run_in_threadpool(write_report, report, name)
+    headers = [(b"content-type", REPORTS[name].encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
 async def echo(receive: Receive, send: Send) -> None:
     """Send every message back."""
     await receive()  # websocket.connect
@@ -466,6 +566,7 @@ ROUTES = [
         r"/shop/(?P<shop_id>\d+)/items/(?P<item_id>\d+)": {"GET": stock},
         r"/sales/": {"GET": sales},
         r"/sales/(?P<item_id>\d+)": {"GET": sold, "POST": sell},
+        r"/receipts/": {"GET": receipts},
         r"/receipts/(?P<sale_id>\d+)": {"GET": receipt},
         r"/prices/(?P<currency>[A-Z]+)": {"GET": prices},
         r"/book": {"GET": book},
@@ -474,12 +575,18 @@ ROUTES = [
         r"/offers/(?P<currency>[A-Z]+)": {"POST": offer},
         r"/wait": {"GET": wait},
         r"/block": {"GET": block},
+        r"/freeze": {"GET": freeze},
+        r"/supplies": {"GET": supplies},
+        r"/labels": {"GET": labels},
         r"/sync": {"GET": sync},
         r"/stream": {"GET": stream},
         r"/upload": {"POST": upload},
         r"/error": {"GET": error},
         r"/after": {"POST": after},
         r"/stats": {"GET": stats, "DELETE": reset},
+        r"/profile": {"GET": profiles, "DELETE": reset_profiles},
+        r"/profile/allocations": {"GET": profile_memory},
+        r"/profile/(?P<name>[^/]+)": {"GET": profile_cpu},
     }.items()
 ]
 
@@ -526,4 +633,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await lifespan(receive, send)
 
 
-app = PerfKit(app, encoder={"compression": True})
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", PROFILE_SECRET)
+
+app = PerfKit(app, encoder={"compression": True}, profiling=profiling)

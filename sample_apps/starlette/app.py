@@ -25,6 +25,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from email.message import EmailMessage
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -44,15 +45,23 @@ from asgi_perfkit import (
     Event,
     EventStream,
     PerfKit,
+    ProfileReport,
     ThreadLimiter,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
+    exact_by_header,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
+    profile_connection,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
 )
@@ -69,6 +78,13 @@ RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a eur
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 DATABASE = os.environ.get("SHOP_DATABASE") or Path(__file__).with_name("shop.sqlite3")
 MAIL_SERVER = os.environ.get("SHOP_MAIL_SERVER")  # host:port; without one, mails are shown here
+PROFILE_SECRET = os.environ.get("SHOP_PROFILE_SECRET")  # who sends it has his request recorded
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
 
 # SQLite lets in one writer at a time. Those who would wait for its lock, each in a thread, wait for a thread instead.
 writers = ThreadLimiter(1)
@@ -116,7 +132,7 @@ async def wait(request: Request) -> JSONResponse:
 @contextmanager
 def open_book() -> Iterator[sqlite3.Connection]:
     """Connect to the book of sales; sqlite3 wants a connection to be used in this thread only."""
-    with closing(sqlite3.connect(DATABASE)) as book:
+    with closing(profile_connection(sqlite3.connect(DATABASE))) as book:
         yield book
 
 
@@ -153,7 +169,10 @@ def sum_up(book: sqlite3.Connection, item_id: int) -> dict[str, float]:
 def print_receipt(sale_id: int) -> Receipt | None:
     """Make the receipt of a sale, if there is such a sale."""
     with open_book() as book:
-        sale = book.execute("SELECT item, price FROM sales WHERE id = ?", [sale_id]).fetchone()
+        found = book.execute(  # found by /profile: the N+1
+            "SELECT item, price FROM sales WHERE id = ?", [sale_id]
+        )
+        sale = found.fetchone()
     if sale is None:
         return None
     item_id, price = sale
@@ -177,6 +196,12 @@ def read_sales(after: int = 0) -> Iterator[dict[str, Any]]:
 def find_last_sale() -> int:
     with open_book() as book:
         return book.execute("SELECT max(id) FROM sales").fetchone()[0]
+
+
+def print_latest_receipts() -> list[Receipt]:
+    """Make the receipts of the ten latest sales, and look each of them up: the mistake that /profile finds."""
+    last = find_last_sale()
+    return [print_receipt(number) for number in range(last, last - 10, -1)]
 
 
 def copy_book() -> Iterator[str]:
@@ -214,6 +239,11 @@ async def receipt(request: Request) -> JSON:
     if found is None:
         raise HTTPException(404, "There is no such sale.")
     return JSON(found)
+
+
+async def receipts(request: Request) -> JSON:
+    """Show the receipts of the latest sales."""
+    return JSON(await run_in_threadpool(print_latest_receipts))
 
 
 @cached(ttl=300)
@@ -370,6 +400,29 @@ async def block(request: Request) -> JSONResponse:
     return JSONResponse({"seconds": spin(0.03)})
 
 
+async def freeze(request: Request) -> JSONResponse:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    return JSONResponse({"seconds": time.perf_counter() - began})
+
+
+async def supplies(request: Request) -> JSONResponse:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in ITEMS:
+        with measure("supplier"):
+            await anyio.sleep(0.1)
+    last_sale = await run_in_threadpool(find_last_sale)
+    return JSONResponse({"supplied": len(ITEMS), "last_sale": last_sale})
+
+
+async def labels(request: Request) -> JSONResponse:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await anyio.sleep(0.01)
+    return JSONResponse({"labels": len(texts)})
+
+
 def sync(request: Request) -> JSONResponse:
     """Hash a password; Starlette runs a plain function in a thread."""
     began = time.perf_counter()
@@ -432,6 +485,41 @@ async def stats(request: Request) -> Response:
     )
 
 
+async def profiles(request: Request) -> Response:
+    """Show what profiling has found in this process, or begin anew (DELETE)."""
+    if request.method == "DELETE":
+        reset_profile_stats()
+        return Response(status_code=204)
+    return JSONResponse(get_profile_stats())
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+async def profile_cpu(request: Request) -> Response:
+    """Look for some seconds at what runs."""
+    name = request.path_params["name"]
+    if name not in REPORTS:
+        raise HTTPException(404, "There is no such report.")
+    async with profile() as report:
+        await anyio.sleep(float(request.query_params.get("seconds", "5")))
+    content = await run_in_threadpool(write_report, report, name)
+    return Response(content, media_type=REPORTS[name])
+
+
+async def profile_memory(request: Request) -> JSONResponse:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    seconds = float(request.query_params.get("seconds", "5"))
+    async with profile_allocations(seconds=seconds) as report:
+        await anyio.sleep(seconds)
+    return JSONResponse(report.endpoints)
+
+
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     await run_in_threadpool(prepare_book)
@@ -445,6 +533,7 @@ routes = [
     Route("/sales/", sales),
     Route("/sales/{item_id:int}", sold),
     Route("/sales/{item_id:int}", sell, methods=["POST"]),
+    Route("/receipts/", receipts),
     Route("/receipts/{sale_id:int}", receipt),
     Route("/prices/{currency}", prices),
     Route("/book", book),
@@ -453,14 +542,25 @@ routes = [
     Route("/offers/{currency}", offer, methods=["POST"]),
     Route("/wait", wait),
     Route("/block", block),
+    Route("/freeze", freeze),
+    Route("/supplies", supplies),
+    Route("/labels", labels),
     Route("/sync", sync),
     Route("/stream", stream),
     Route("/upload", upload, methods=["POST"]),
     Route("/error", error),
     Route("/after", after, methods=["POST"]),
     Route("/stats", stats, methods=["GET", "DELETE"]),
+    Route("/profile", profiles, methods=["GET", "DELETE"]),
+    Route("/profile/allocations", profile_memory),
+    Route("/profile/{name}", profile_cpu),
     WebSocketRoute("/ws", echo),
 ]
 
+# Always on. Requests count as slow from a quarter of a second on, so that there is something to see.
+profiling: dict[str, Any] = {"slow_threshold": 0.25}
+if PROFILE_SECRET:
+    profiling["exact"] = exact_by_header("x-profile", PROFILE_SECRET)
+
 app = Starlette(routes=routes, lifespan=lifespan)
-app = PerfKit(app, encoder={"compression": True})
+app = PerfKit(app, encoder={"compression": True}, profiling=profiling)

@@ -908,6 +908,48 @@ def test_nor_does_one_that_was_added_otherwise(run: Run) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("first", ["task", "list"])
+def test_nor_does_one_that_waits_for_another_of_its_request(first: str, run: Run) -> None:
+    """Nor that other one, which waits itself."""
+
+    async def main() -> None:
+        gate = event()
+        servers: list[weakref.ref[Any]] = []
+        ran: list[str] = []
+
+        async def handler(receive: Receive, send: Send) -> None:
+            if first == "list":
+                tasks = BackgroundTasks()
+                tasks.add_task(gate.wait)
+                add_task(tasks)
+            else:
+                add_task(gate.wait)
+            add_task(ran.append, "behind")
+            await saying(START, BODY)(http_scope(), receive, send)
+
+        app = PerfKit(handled_by(handler))
+
+        def gone() -> bool:
+            gc.collect()
+            return [server() for server in servers] == [None]
+
+        async def connect() -> None:
+            server = Server()
+            servers.append(weakref.ref(server))
+            await app(http_scope(), server.receive, server.send)
+
+        async def client() -> None:
+            await together(connect)
+            await until(gone)
+            assert not ran
+            gate.set()
+
+        await live(app, client)
+        assert ran == ["behind"]
+
+    run(main)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_is_added_while_a_request_ends_is_a_task_of_it(
     run: Run, deploy: Any, fails: bool

@@ -133,7 +133,7 @@ class Text(str):
         (5, "<int>"),
         (Text("SELECT 5"), "SELECT ?"),
     ],
-    ids=repr,
+    ids=["bytes", "bytearray", "no text", "composed", "broken", "None", "a number", "a str's kind"],
 )
 def test_what_is_no_str(statement: Any, wanted: str) -> None:
     """Whatever a driver may be given has a text to show, and never raises."""

@@ -43,6 +43,9 @@ SIGNS = (
     "could not finish before the shutdown",
 )
 
+#: What a request of the samples is recorded by, call by call, in the header x-profile.
+PROFILE_SECRET = "only-the-tests-know-it"
+
 START_SECONDS = 15
 STOP_SECONDS = 15
 
@@ -157,7 +160,8 @@ def serve(deployment: Deployment, *, command: list[str] | None = None) -> Iterat
             arguments = [argument.format(fd=fd) for argument in command]
 
         database = Path(scratch).resolve() / "shop.sqlite3"
-        environment = {**os.environ, "SHOP_DATABASE": str(database)}
+        shop = {"SHOP_DATABASE": str(database), "SHOP_PROFILE_SECRET": PROFILE_SECRET}
+        environment = {**os.environ, **shop}
         folder = deployment.application.folder
         if (folder / "manage.py").exists():
             migrate = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]

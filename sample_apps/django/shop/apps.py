@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.db import close_old_connections
+from django.db.backends.signals import connection_created
 
-from asgi_perfkit import default_limiter
+from asgi_perfkit import default_limiter, django_query_wrapper
 
 
 class ShopConfig(AppConfig):
@@ -15,3 +16,6 @@ class ShopConfig(AppConfig):
         # settings say otherwise. Above 0 each thread would keep one, as long as it is no older than that.
         limiter = default_limiter()
         limiter.before = limiter.after = close_old_connections
+
+        # Each connection tells what is sent by it.
+        connection_created.connect(django_query_wrapper.install)

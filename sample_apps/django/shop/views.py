@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timezone
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -18,15 +20,21 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from asgi_perfkit import (
     Depends,
+    ProfileReport,
     add_task,
     cached,
     contextmanager_in_threadpool,
     current_resources,
     dumps,
     get_performance_stats,
+    get_profile_stats,
     get_runtime_stats,
     iterate_in_threadpool,
+    measure,
+    profile,
+    profile_allocations,
     reset_performance_stats,
+    reset_profile_stats,
     resolve,
     run_in_threadpool,
 )
@@ -37,6 +45,12 @@ logger = logging.getLogger("shop")
 RATES = {"DKK": 7.46, "NOK": 11.6, "USD": 1.09}  # what the bank says that a euro is worth
 EXPORT_PART = b"1,kettle,24.50\n" * 4_000
 WEB_SHOP = 3
+REPORTS = {  # the forms of a report, by the name that it is asked for under
+    "cpu.html": "text/html",
+    "cpu.speedscope.json": "application/json",
+    "cpu.collapsed": "text/plain",
+    "cpu.pstats": "application/octet-stream",
+}
 
 customers: set[object] = set()  # who look at prices
 
@@ -135,21 +149,33 @@ async def sales(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(lines, content_type="text/csv")
 
 
+def print_receipt(sale: Sale) -> dict[str, Any]:
+    """Make a receipt; prices keep their digits, and times their microseconds."""
+    item = sale.item  # found by /profile: the N+1
+    return {
+        "sale": sale.pk,
+        "number": uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale.pk}"),
+        "item": item.name,
+        "price": sale.price,
+        "printed": datetime.now(timezone.utc),
+    }
+
+
 @require_safe
 async def receipt(request: HttpRequest, sale_id: int) -> HttpResponse:
-    """Show the receipt of a sale; prices keep their digits, and times their microseconds."""
+    """Show the receipt of a sale."""
     try:
         sale = await Sale.objects.select_related("item").aget(pk=sale_id)
     except Sale.DoesNotExist:
         raise Http404("There is no such sale.") from None
-    found = {
-        "sale": sale.pk,
-        "number": uuid5(NAMESPACE_URL, f"https://shop.example.org/sales/{sale.pk}"),
-        "item": sale.item.name,
-        "price": sale.price,
-        "printed": datetime.now(timezone.utc),
-    }
-    return HttpResponse(dumps(found), content_type="application/json")
+    return HttpResponse(dumps(print_receipt(sale)), content_type="application/json")
+
+
+@require_safe
+def receipts(request: HttpRequest) -> HttpResponse:
+    """Show the receipts of the ten latest sales, and ask for the item of each: the mistake that /profile finds."""
+    latest = Sale.objects.order_by("-pk")[:10]
+    return HttpResponse(dumps(map(print_receipt, latest)), content_type="application/json")
 
 
 @require_POST
@@ -258,6 +284,32 @@ async def block(request: HttpRequest) -> JsonResponse:
 
 
 @require_safe
+async def freeze(request: HttpRequest) -> JsonResponse:
+    """Wait for a supplier as one does in a thread, which keeps all other requests waiting, too: a mistake again."""
+    began = time.perf_counter()
+    time.sleep(0.3)  # noqa: ASYNC251  # found by /profile: a stall
+    return JsonResponse({"seconds": time.perf_counter() - began})
+
+
+@require_safe
+async def supplies(request: HttpRequest) -> JsonResponse:
+    """Ask the supplier for one item after the other: that is slow, and harms nobody else."""
+    for _ in range(3):
+        with measure("supplier"):
+            await asyncio.sleep(0.1)
+    last_sale = await Sale.objects.alatest("pk")
+    return JsonResponse({"supplied": 3, "last_sale": last_sale.pk})
+
+
+@require_safe
+async def labels(request: HttpRequest) -> JsonResponse:
+    """Make all labels before the first is printed, which takes memory while it waits for the printer."""
+    texts = [f"sale {number:08}" for number in range(1_000)]  # found by /profile: allocations
+    await asyncio.sleep(0.01)
+    return JsonResponse({"labels": len(texts)})
+
+
+@require_safe
 def sync(request: HttpRequest) -> JsonResponse:
     """Count the stock and hash a password; Django runs a sync view in a thread."""
     began = time.perf_counter()
@@ -321,3 +373,40 @@ async def stats(request: HttpRequest) -> HttpResponse:
     return JsonResponse(
         {"runtime": get_runtime_stats(), "endpoints": get_performance_stats(by="endpoint")}
     )
+
+
+@require_http_methods(["GET", "DELETE"])
+async def profiles(request: HttpRequest) -> HttpResponse:
+    """Show what profiling has found in this process, or begin anew (DELETE)."""
+    if request.method == "DELETE":
+        reset_profile_stats()
+        return HttpResponse(status=204)
+    return JsonResponse(get_profile_stats())
+
+
+@require_safe
+async def profile_memory(request: HttpRequest) -> JsonResponse:
+    """Look for some seconds at what is allocated; all requests are slower meanwhile."""
+    seconds = float(request.GET.get("seconds", "5"))
+    async with profile_allocations(seconds=seconds) as report:
+        await asyncio.sleep(seconds)
+    return JsonResponse(report.endpoints)
+
+
+def write_report(report: ProfileReport, name: str) -> bytes:
+    """Write what was seen to run, in the form that the suffix of the name stands for."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        report.save(path)
+        return path.read_bytes()
+
+
+@require_safe
+async def profile_cpu(request: HttpRequest, name: str) -> HttpResponse:
+    """Look for some seconds at what runs."""
+    if name not in REPORTS:
+        raise Http404("There is no such report.")
+    async with profile() as report:
+        await asyncio.sleep(float(request.GET.get("seconds", "5")))
+    content = await run_in_threadpool(write_report, report, name)
+    return HttpResponse(content, content_type=REPORTS[name])
