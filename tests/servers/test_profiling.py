@@ -253,18 +253,20 @@ async def test_chosen_requests_are_recorded_call_by_call(server: Server) -> None
 @ON_ONE_OF_EACH
 async def test_what_allocates_is_named_with_its_line(server: Server) -> None:
     async with profiled(server) as profile:
-        await get(
-            server, "/labels"
-        )  # whatever is imported when it is first needed is not what this looks for
-        window = "/profile/allocations?seconds=0.4"
-        (response,) = await profile.during([window], "/labels", "/items/")
+        await get(server, "/labels")  # what is imported when it is first needed is not looked for
+        for seconds in (0.3, 1, 3):  # of a step that is longer than the window nothing is seen
+            window = f"/profile/allocations?seconds={seconds}"
+            (response,) = await profile.during([window], "/labels", "/items/")
+            endpoints = response.json()
+            labels = endpoints.get("GET /labels", {"peak": 0})
+            if labels["peak"] >= LABELS * LABEL_BYTES:
+                break
         found = await profile.read()
-    endpoints = response.json()
-    labels = endpoints["GET /labels"]
     most = labels["top"][0]
     assert place_of(most) == planted(server, "allocations")
     assert LABELS <= most["blocks"] <= 1.1 * LABELS * labels["requests"]
-    assert LABEL_BYTES * most["blocks"] <= most["bytes"] <= labels["bytes"]
+    assert LABELS * LABEL_BYTES <= most["bytes"] <= labels["bytes"]
     (items,) = names_of(server, "/items/")
-    assert place_of(most) not in map(place_of, endpoints[items]["top"])
+    others = endpoints.get(items, {"top": []})
+    assert place_of(most) not in map(place_of, others["top"])
     assert found["allocations"]["endpoints"]["GET /labels"]["bytes"] >= labels["bytes"]
