@@ -28,6 +28,8 @@ ON_ONE_OF_EACH = pytest.mark.parametrize("server", ONE_OF_EACH, indirect=True, i
 ON_ONE = pytest.mark.parametrize("server", SAMPLES[:1], indirect=True, ids=str)
 
 CLIENTS = 3
+TRIES = 3
+WINDOWS = (0.25, 1, 3)  # seconds: when the machine is busy, a short one may see nothing
 SLEPT = 0.29  # of 300 ms, as far as clocks agree
 LABELS = 1_000
 LABEL_BYTES = 60  # at least, as a string
@@ -126,6 +128,21 @@ async def get(server: Server, target: str, **headers: str) -> Response:
     return response
 
 
+def seconds_of(function: str, report: dict[str, Any], file: Path) -> dict[str, float]:
+    """By endpoint, for how many seconds a speedscope file has seen a function of `file`."""
+    wanted = {
+        number
+        for number, frame in enumerate(report["shared"]["frames"])
+        if (frame["name"], frame.get("file")) == (function, str(file))
+    }
+    found: dict[str, float] = {}
+    for each in report["profiles"]:
+        for stack, weight in zip(each["samples"], each["weights"], strict=True):
+            if wanted.intersection(stack):
+                found[each["name"]] = found.get(each["name"], 0) + weight
+    return found
+
+
 @ON_EVERY
 async def test_what_is_asked_again_and_again_is_named_with_its_line(server: Server) -> None:
     """Each endpoint has its own queries, and as many in the metrics, though threads send them for several at once."""
@@ -156,14 +173,17 @@ async def test_what_is_asked_again_and_again_is_named_with_its_line(server: Serv
 @ON_EACH
 async def test_who_freezes_the_loop_and_who_is_slow(server: Server) -> None:
     """The stall has its line, and who waits for its end; both requests are kept as slow, with what they were about."""
-    async with profiled(server) as profile:
-        slow = asyncio.create_task(get(server, "/supplies", traceparent=PARENTS["/supplies"]))
-        await profile.meter.await_in_flight(1)
-        frozen = await get(server, "/freeze", traceparent=PARENTS["/freeze"])
-        await slow
-        found = await profile.read()
-    (stall,) = (each for each in found["stalls"] if each["endpoint"] not in OWN)
-    assert stall["endpoint"] == "GET /freeze"
+    for _ in range(TRIES):  # time in which the machine starves the watching thread does not count
+        async with profiled(server) as profile:
+            slow = asyncio.create_task(get(server, "/supplies", traceparent=PARENTS["/supplies"]))
+            await profile.meter.await_in_flight(1)
+            frozen = await get(server, "/freeze", traceparent=PARENTS["/freeze"])
+            await slow
+            found = await profile.read()
+        stalls = [each for each in found["stalls"] if each["endpoint"] == "GET /freeze"]
+        if stalls:
+            break
+    (stall,) = stalls
     assert place_of(stall) == planted(server, "a stall")
     assert (stall["function"], stall["finished"]) == ("freeze", True)
     assert 0.1 <= stall["duration"] <= frozen.json()["seconds"] + 0.1
@@ -186,24 +206,13 @@ async def test_who_freezes_the_loop_and_who_is_slow(server: Server) -> None:
 async def test_where_the_time_goes(server: Server) -> None:
     """What computes is in the profile of its endpoint, and not in that of another which is served meanwhile."""
     async with profiled(server) as profile:
-        window = "/profile/cpu.speedscope.json?seconds=0.2"
-        (response,) = await profile.during([window], "/block", "/items/")
-    report = response.json()
-    spins = {
-        number
-        for number, frame in enumerate(report["shared"]["frames"])
-        if (frame["name"], frame.get("file")) == ("spin", str(source_of(server)))
-    }
-    computing = {
-        each["name"]: sum(
-            weight
-            for stack, weight in zip(each["samples"], each["weights"], strict=True)
-            if spins.intersection(stack)
-        )
-        for each in report["profiles"]
-    }
-    assert computing.get("GET /block"), computing
-    assert computing["GET /block"] >= 0.97 * sum(computing.values())
+        for seconds in WINDOWS:
+            window = f"/profile/cpu.speedscope.json?seconds={seconds}"
+            (response,) = await profile.during([window], "/block", "/items/")
+            computing = seconds_of("spin", response.json(), source_of(server))
+            if "GET /block" in computing:
+                break
+    assert computing["GET /block"] >= 0.97 * sum(computing.values()) > 0
 
 
 @ON_ONE
@@ -211,7 +220,7 @@ async def test_a_report_has_the_form_that_is_asked_for(server: Server) -> None:
     """Four windows are open at a time, and each sees what runs."""
     async with profiled(server) as profile:
         forms = ("html", "speedscope.json", "collapsed", "pstats")
-        windows = [f"/profile/cpu.{form}?seconds=0.2" for form in forms]
+        windows = [f"/profile/cpu.{form}?seconds=0.3" for form in forms]
         page, speedscope, collapsed, pstats = await profile.during(windows, "/block")
     assert page.headers["content-type"].startswith("text/html")
     assert b"spin" in page.body
@@ -254,7 +263,7 @@ async def test_chosen_requests_are_recorded_call_by_call(server: Server) -> None
 async def test_what_allocates_is_named_with_its_line(server: Server) -> None:
     async with profiled(server) as profile:
         await get(server, "/labels")  # what is imported when it is first needed is not looked for
-        for seconds in (0.3, 1, 3):  # of a step that is longer than the window nothing is seen
+        for seconds in WINDOWS:
             window = f"/profile/allocations?seconds={seconds}"
             (response,) = await profile.during([window], "/labels", "/items/")
             endpoints = response.json()
