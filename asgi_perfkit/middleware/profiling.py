@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from inspect import iscoroutinefunction
 from math import isfinite
 from random import randrange
 from typing import Any
@@ -198,6 +199,10 @@ def _check(
             _option("exact"),
             exact,
             "give a whole number N for one request in N, a function of the scope, or None.",
+        )
+    if iscoroutinefunction(exact):
+        raise ConfigurationTypeError(
+            _option("exact"), exact, "give a function that answers at once, not an async one."
         )
     if isinstance(exact, int) and exact < 1:
         raise ConfigurationValueError(_option("exact"), exact, "give 1 or more, or None.")

@@ -121,6 +121,7 @@ class ResourceMiddleware:
                 manager = ResourceManager()
                 manager.close_timeout = self._close_timeout
                 manager.request = _Request(self, account)
+                manager.home = account
                 account.afterwards = manager.finish
                 account.resources = manager
             return manager

@@ -87,12 +87,13 @@ class Allocated:
 class AllocationProfiles:
     """Keeps what windows have found, by endpoint. For any thread.
 
-    :param max_bytes: what it may take.
+    :ivar max_bytes: what it may take, and each window, too.
     :ivar window: the one that is open.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.window: AllocationWindow | None = None
+        self.max_bytes = max_bytes
         self._shelf = Shelf(Allocated, max_bytes)
 
     def add(self, endpoint: str, allocated: Allocated) -> None:
@@ -114,6 +115,7 @@ class AllocationProfiles:
             self.window.leave_to_parent()
 
     def resize(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self._shelf.resize(max_bytes)
 
 
@@ -144,7 +146,7 @@ class AllocationWindow:
         self._frames = frames
         self._lock = RLock()
         self._timer: Timer | None = None
-        self._found: dict[str, Allocated] = {}
+        self._found = Shelf(Allocated, profiles.max_bytes)
         self._observed: dict[Account, tuple[Allocated, Callable[[], str]]] = {}
         # The step that is looked at, by its thread, and how many there are within each other.
         self._thread = self._depth = 0
@@ -165,7 +167,11 @@ class AllocationWindow:
         self._profiles.window = self
         self._timer = Timer(self._seconds, self.stop)
         self._timer.daemon = True
-        self._timer.start()
+        try:
+            self._timer.start()
+        except BaseException:  # no more threads
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Trace no more; more than once is as once. For any thread."""
@@ -213,13 +219,13 @@ class AllocationWindow:
             allocated, _label = observed
             if allocated.steps:
                 allocated.requests = 1
-                self._found.setdefault(endpoint, Allocated()).merge(allocated)
+                self._found.change(endpoint, lambda kept: kept.merge(allocated))
                 self._profiles.add(endpoint, allocated)
 
     def statistics(self) -> dict[str, Any]:
         """What was found so far, by endpoint."""
         with self._lock:
-            return {endpoint: allocated.statistics() for endpoint, allocated in self._found.items()}
+            return self._found.read(Allocated.statistics)
 
     def step_started(self, account: Account) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 __all__ = ["OVERFLOW", "CallTree", "CallsByEndpoint", "Place", "rows"]
 
@@ -200,8 +200,8 @@ class CallsByEndpoint:
             self._root.let_go()
             self._overflow = _Node(OVERFLOW, self._root)
             self._endpoints: dict[str, _Weights] = {}
-            self.pending: dict[Hashable, tuple[Callable[[], str], _Weights]] = {}
-            self._ended: deque[tuple[Hashable, str]] = deque()
+            self.pending: dict[Hashable, tuple[Callable[[], str | None], _Weights]] = {}
+            self._ended: deque[tuple[Hashable, str | None]] = deque()
             self._bytes = self._bytes_at_best = 0
             self.overflowed = 0
 
@@ -225,20 +225,31 @@ class CallsByEndpoint:
         self._lock = RLock()
         self.clear()
 
-    def add(self, endpoint: str, stack: Iterable[Place], seconds: float, samples: int = 1) -> None:
+    def keeps(self, endpoint: str | None) -> TypeGuard[str]:
+        """Whether what is of an `endpoint` is kept; of None nothing is."""
+        return endpoint is not None and (self._only is None or endpoint == self._only)
+
+    def add(
+        self, endpoint: str | None, stack: Iterable[Place], seconds: float, samples: int = 1
+    ) -> None:
         """Add what was spent in the innermost place of a stack, whose outermost comes first."""
-        if self._only is not None and endpoint != self._only:
+        if not self.keeps(endpoint):
             return
         with self._lock:
             if not self._frozen:
                 self._add(self._weights_of(endpoint), stack, seconds, samples)
 
     def add_pending(
-        self, owner: Hashable, label: Callable[[], str], stack: Iterable[Place], seconds: float
+        self,
+        owner: Hashable,
+        label: Callable[[], str | None],
+        stack: Iterable[Place],
+        seconds: float,
     ) -> None:
         """Add a sample of an `owner` whose endpoint is known for sure when it has :meth:`ended`.
 
-        :param label: names the endpoint as far as it is known by now.
+        :param label: names the endpoint as far as it is known by now; None if, by now, the owner's samples are not to
+            be kept.
         """
         with self._lock:
             self._settle_ended()
@@ -253,8 +264,8 @@ class CallsByEndpoint:
                 self._bytes += ENDPOINT_BYTES
             self._add(entry[1], stack, seconds, 1)
 
-    def ended(self, owner: Hashable, endpoint: str) -> None:
-        """Give what is kept of an `owner` to its endpoint. Takes no lock: it is done when one is held anyway."""
+    def ended(self, owner: Hashable, endpoint: str | None) -> None:
+        """Give what is kept of an `owner` to its endpoint, or to nobody. Takes no lock: that is done later."""
         self._ended.append((owner, endpoint))
 
     def settle(self) -> None:
@@ -263,8 +274,8 @@ class CallsByEndpoint:
             with self._lock:
                 self._settle_ended()
 
-    def withdraw(self, owner: Hashable, endpoint: str) -> None:
-        """Give what is kept of an `owner` to an `endpoint`, unless it has :meth:`ended`."""
+    def withdraw(self, owner: Hashable, endpoint: str | None) -> None:
+        """Give what is kept of an `owner` to an `endpoint`, or to nobody, unless it has :meth:`ended`."""
         with self._lock:
             self._settle_ended()
             self._settle(owner, endpoint)
@@ -299,7 +310,7 @@ class CallsByEndpoint:
             pending = [(label, _copied(kept)) for label, kept in self.pending.values()]
         for label, weights in pending:
             endpoint = label()
-            if self._only is None or endpoint == self._only:
+            if self.keeps(endpoint):
                 found.setdefault(endpoint, []).extend(weights)
         return {
             endpoint: [(node.stack(), samples, seconds) for node, samples, seconds in weights]
@@ -363,11 +374,11 @@ class CallsByEndpoint:
         while self._ended:
             self._settle(*self._ended.popleft())
 
-    def _settle(self, owner: Hashable, endpoint: str) -> None:
+    def _settle(self, owner: Hashable, endpoint: str | None) -> None:
         settled = self.pending.pop(owner, None)
         if settled is not None:
             self._bytes -= ENDPOINT_BYTES + WEIGHT_BYTES * len(settled[1])
-            if self._only is None or endpoint == self._only:
+            if self.keeps(endpoint):
                 weights = self._weights_of(endpoint)
                 for node, (samples, seconds) in settled[1].items():
                     self._weigh(weights, node, seconds, samples)

@@ -33,6 +33,9 @@ MAX_INTERVALS = 512
 MAX_ENDPOINTS = 64
 """Of so many endpoints, the most asked for, the requests are told apart in an interval; the others are one."""
 
+MAX_COUNTED = 1_000
+"""So many are told apart while an interval lasts."""
+
 ASKED = 24
 """How many endpoints growth is explained by, at most: those whose requests vary most."""
 
@@ -141,7 +144,11 @@ class MemoryGrowth:
     def count(self, endpoint: str, now_ns: int) -> None:
         """A request of `endpoint` has ended."""
         counts = self._counts
-        counts[endpoint] = counts.get(endpoint, 0) + 1  # of two threads at once, one may be lost
+        known = counts.get(endpoint)
+        if known is None and len(counts) >= MAX_COUNTED:
+            endpoint = OTHERS
+            known = counts.get(OTHERS)
+        counts[endpoint] = (known or 0) + 1  # of two threads at once, one may be lost
         if now_ns >= self._late_ns:
             self.end_interval(now_ns)
 

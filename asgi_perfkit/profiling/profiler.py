@@ -9,12 +9,13 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any
 
+from asgi_perfkit.profiling.feed import Feed
 from asgi_perfkit.profiling.profiles import Profiles
 from asgi_perfkit.profiling.queries.request import LateQueries, first_query
-from asgi_perfkit.profiling.sampler import Feed
 from asgi_perfkit.profiling.slow import duration_of, samples_of, spans_of
 from asgi_perfkit.profiling.watchdog import watchdog
-from asgi_perfkit.steps import Account, DrivenAccount, follow_children, on_event_loop
+from asgi_perfkit.steps import Account, DrivenAccount, follow_children
+from asgi_perfkit.steps.loop import trio_token
 
 __all__ = ["Profiler"]
 
@@ -52,6 +53,7 @@ class Profiler:
         self._feed: Feed | None = None
         self._exact: dict[Account, Any] = {}
         self._loop: Callable[[], object] = _no_loop
+        self._trio: Callable[[], object] = _no_loop
         profiles.profilers.add(self)
 
     def begin(self, account: DrivenAccount) -> None:
@@ -105,9 +107,17 @@ class Profiler:
                 self._ended_late(account, label, error, total_ns)
             sampler = self.profiles.sampler
             if sampler.feeds:
-                sampler.ended(account, self.label, endpoint)
+                sampler.ended(self, account, label, error)
         except Exception as failure:
             self.profiles.report("A request could not be profiled", failure)
+
+    def has_lasted(self, account: Any, seconds: float, error: BaseException | None = None) -> bool:
+        """Whether the client of a request has waited for so many seconds by now, as for slow ones; from any thread.
+
+        :param error: what the request has raised, if it is over.
+        """
+        total = (perf_counter_ns() - account.started_ns) / 1e9
+        return total >= seconds and duration_of(self.facts(account, error), total) >= seconds
 
     def _keep(self, account: DrivenAccount, label: str) -> None:
         """Keep what was recorded of a request that was chosen for it."""
@@ -147,14 +157,18 @@ class Profiler:
     def _meet_loop(self) -> None:
         """Prepare for requests on the running loop: once for each."""
         try:
-            if on_event_loop():
+            loop: Any = _get_running_loop()
+            token = trio_token() if loop is None else None
+            if token is not None and token is self._trio():
+                return
+            if loop is not None or token is not None:
                 follow_children()
                 self.profiles.growth.watch()
                 if self.stall_ns:
                     watchdog.watch(self)
                 self._meet_sampler()
-            loop = _get_running_loop()
             self._loop = _no_loop if loop is None else weakref.ref(loop)
+            self._trio = _no_loop if token is None else weakref.ref(token)
         except Exception as failure:
             self.profiles.report("Requests on this loop are not profiled in full", failure)
 

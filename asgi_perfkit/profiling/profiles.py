@@ -46,7 +46,7 @@ class Profiles:
         self.allocations = AllocationProfiles(_share(DEFAULT_MAX_MEMORY, 1))
         self.growth = MemoryGrowth(self.report)
         self.profilers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.queries = QueryStatistics(_share(DEFAULT_MAX_MEMORY, 6))
+        self.queries = QueryStatistics(_share(DEFAULT_MAX_MEMORY, 4))  # and half of that in flight
         self.slow = Slow(_share(DEFAULT_MAX_MEMORY, 4))
         self.stalls = Stalls(_share(DEFAULT_MAX_MEMORY, 1))
         # sections: each is made with its share of the memory, has `statistics()`, `clear()` and `resize(max_bytes)`
@@ -54,7 +54,7 @@ class Profiles:
 
     def resize(self, max_memory: int) -> None:
         """Keep no more than `max_memory` bytes."""
-        self.queries.resize(_share(max_memory, 6))
+        self.queries.resize(_share(max_memory, 4))
         self.cpu.resize(_share(max_memory, 3))
         self.exact.resize(_share(max_memory, 1))
         self.allocations.resize(_share(max_memory, 1))

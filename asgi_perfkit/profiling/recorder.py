@@ -67,6 +67,7 @@ class CallRecorder:
         "_depth",
         "_end",
         "_go_on",
+        "_over",
         "_pause",
         "_profile",
         "lost",
@@ -85,6 +86,7 @@ class CallRecorder:
             self._pause,
             self._go_on,
             self._end,
+            self._over,
             self._cut,
         ) = _recording(self.root, max_nodes)
         self._profile.recorder = self  # one recorder knows another in what `sys.getprofile` returns
@@ -124,12 +126,18 @@ class CallRecorder:
             self._depth -= 1
             if not self._depth:
                 self._stop()
+        elif (
+            self.lost and sys.getprofile() is self._profile
+        ):  # whoever came in between has put it back
+            with suppress(Exception):  # of an audit hook
+                sys.setprofile(None)
 
     def close(self) -> None:
         """Record no more, however many starts there were."""
         if self._depth:
             self._depth = 0
             self._stop()
+        self._over()
 
     def _stop(self) -> None:
         before, self._before = self._before, None
@@ -189,6 +197,7 @@ def _recording(
     Callable[[], None],
     Callable[[], None],
     Callable[[], None],
+    Callable[[], None],
     Callable[[], int],
 ]:
     """The function for `sys.setprofile`; what begins, interrupts, resumes and ends a stretch; what tells the calls cut.
@@ -205,7 +214,13 @@ def _recording(
 
     def profile(frame: FrameType, event: str, function: Any) -> None:
         nonlocal node, last_ns, deep, room, cut
-        node.own_ns += clock() - last_ns
+        try:
+            node.own_ns += clock() - last_ns
+        except (
+            AttributeError
+        ):  # it is over, and somebody has put back what he had found in `sys.getprofile`
+            sys.setprofile(None)
+            return
         if event == "call":
             if deep:
                 deep += 1
@@ -227,11 +242,11 @@ def _recording(
             else:
                 if node.code is not frame.f_code:
                     find(frame)
-                name = (function.__qualname__, function.__module__)
                 try:
+                    name = (function.__qualname__, function.__module__)
                     child = node.children.get(name)
-                except TypeError:  # anything may be said to be its module
-                    name = (function.__qualname__, None)
+                except Exception:  # a metaclass is asked for the one, and anything may be the other
+                    name = (function.__name__, None)
                     child = node.children.get(name)
                 if child is not None:
                     child.calls += 1
@@ -312,10 +327,14 @@ def _recording(
             node.drives = True  # a function that has led here is none of the request's
             node = node.parent
 
+    def over() -> None:
+        nonlocal node
+        node = None  # type: ignore[assignment]  # and `profile` leaves, should it be put back
+
     def told() -> int:
         return cut
 
-    return profile, begin, pause, go_on, end, told
+    return profile, begin, pause, go_on, end, over, told
 
 
 def _is_base(code: CodeType) -> bool:

@@ -26,6 +26,7 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, Final
 
 from asgi_perfkit.profiling.calls import CallsByEndpoint, Place
+from asgi_perfkit.profiling.feed import OUTSIDE, Feed
 from asgi_perfkit.profiling.stacks import Hops, LoopThread, Reading
 
 if TYPE_CHECKING:
@@ -35,38 +36,12 @@ __all__ = ["MAX_HZ", "MIN_HZ", "OUTSIDE", "Feed", "Sampler"]
 
 MIN_HZ: Final = 1
 MAX_HZ: Final = 1000
-OUTSIDE: Final = "<outside>"
-"""In place of an endpoint: what belongs to no request."""
-
 SWITCH_SECONDS: Final = 0.0001
 _LEARN_SECONDS: Final = 1.0  # how often to look for libraries that were imported meanwhile
 _LINGER_SECONDS: Final = 0.1
 _MAX_LINGERS: Final = 100
 _MAX_LINES: Final = 4096  # places that are known by where they are in the code
 _EXIT_SECONDS: Final = 1.0
-
-
-class Feed:
-    """Gives samples to somebody, until it is stopped.
-
-    :param calls: where they are added.
-    :param hz: how many times a second it wants them at least.
-    :param ends: when it stops by itself, in seconds on the monotonic clock; None if it does not.
-    """
-
-    __slots__ = ("__weakref__", "_sampler", "calls", "ends", "hz")
-
-    def __init__(
-        self, sampler: Sampler, calls: CallsByEndpoint, hz: float, ends: float | None
-    ) -> None:
-        self.calls = calls
-        self.hz = hz
-        self.ends = ends
-        self._sampler = sampler
-
-    def stop(self) -> None:
-        """Give no more; more than once is as once."""
-        self._sampler._stop(self)
 
 
 class Sampler:
@@ -94,6 +69,7 @@ class Sampler:
         self._leaving = Event()
         self._hops = Hops()
         self._places: dict[tuple[int, int], tuple[CodeType, Place]] = {}
+        self._doubtful: list[tuple[Feed, Account | None]] = []
 
     def meet_loop(self, profiler: Any = None) -> None:
         """Look at the running loop, too; to be called in a task of it. More than once is as once.
@@ -110,12 +86,17 @@ class Sampler:
                 alive = [each for each in self._profilers if each() is not None]
                 self._profilers = (*alive, weakref.ref(profiler))
 
-    def feed(self, calls: CallsByEndpoint, hz: float, seconds: float | None = None) -> Feed:
-        """Give samples to `calls`, `hz` times a second or more often.
-
-        :param seconds: after which to stop; None to go on until told.
-        """
-        feed = Feed(self, calls, hz, None if seconds is None else perf_counter() + seconds)
+    def feed(
+        self,
+        calls: CallsByEndpoint,
+        hz: float,
+        seconds: float | None = None,
+        *,
+        slower_than: float = 0.0,
+        requests: int | None = None,
+    ) -> Feed:
+        """Give samples to `calls`, `hz` times a second or more often; the parameters are those of :class:`Feed`."""
+        feed = Feed(self._stop, calls, hz, seconds, slower_than=slower_than, requests=requests)
         with self._lock:
             self.feeds = (*self.feeds, feed)
             if self._thread is None:
@@ -129,22 +110,24 @@ class Sampler:
             self._thread.start()
         except RuntimeError as failure:  # the system has no thread left, or the interpreter ends
             self._thread = None
-            self.feeds = ()
+            for feed in self.feeds:
+                feed.stop()
             self._report("Nothing is sampled", failure)
 
     def ended(
-        self, account: Account, label: Callable[[Any, str | None], str], endpoint: str | None
+        self, profiler: Any, account: Account, label: str, error: BaseException | None
     ) -> None:
         """The work of an `account` is over; called for all that a profiler knows, as long as there are :attr:`feeds`.
 
-        :param label: makes the name of it, of the account and the `endpoint`.
+        :param label: the name of its endpoint.
+        :param error: what it has raised; None if it has returned.
         """
-        name = None
+        ended = False
         for feed in self.feeds:
-            if account in feed.calls.pending:
-                if name is None:
-                    name = label(account, endpoint)
-                feed.calls.ended(account, name)
+            feed.request_ended(profiler, account, label, error)
+            ended |= feed.full
+        if ended:
+            self._wake()
 
     def _wake(self) -> None:
         with suppress(RuntimeError):  # it is about to wake up anyway
@@ -189,6 +172,13 @@ class Sampler:
         last = perf_counter()
         last_cpu = process_time()
         while True:
+            for feed, account in self._doubtful:
+                feed.withdraw(account)
+            self._doubtful.clear()
+            now = perf_counter()
+            for feed in self.feeds:
+                if feed.is_due(now):
+                    feed.finish()
             feeds = self.feeds
             if not feeds:
                 return
@@ -209,24 +199,16 @@ class Sampler:
                 self._report("A sample could not be taken", failure)
             for feed in feeds:
                 feed.calls.settle()
-                if feed.ends is not None and now >= feed.ends:
-                    feed.stop()
-                    feed.calls.freeze()
 
     def _look(self, feeds: tuple[Feed, ...], seconds: float) -> None:
         for reading in self._read_all():
             stack = [self._place_of(code, where) for code, where in reversed(reading.stack)]
             account, profiler = self._known(reading.account)
             for feed in feeds:
-                if profiler is None:
-                    feed.calls.add(OUTSIDE, stack, seconds)
-                    continue
-                label = partial(profiler.label, account, None)
-                feed.calls.add_pending(account, label, stack, seconds)
-                if (
-                    account not in profiler.open
-                ):  # it has ended just now, perhaps before it was pending
-                    feed.calls.withdraw(account, OUTSIDE)
+                feed.add(account, profiler, stack, seconds)
+                if account is not None and account not in profiler.open:
+                    # It has ended just now, perhaps before it was pending: then nobody tells of that any more.
+                    self._doubtful.append((feed, account))
 
     def _read_all(self) -> list[Reading]:
         """What runs now. The frames are held for as short as possible: what they hold would be freed in here."""

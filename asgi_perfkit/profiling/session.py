@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import isfinite
 from time import perf_counter
@@ -11,6 +11,7 @@ from typing import Any
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
 from asgi_perfkit.profiling.calls import CallsByEndpoint, rows
+from asgi_perfkit.profiling.feed import Feed
 from asgi_perfkit.profiling.profiles import Profiles, default_profiles
 from asgi_perfkit.profiling.reports import save
 from asgi_perfkit.profiling.sampler import MAX_HZ, MIN_HZ, Sampler
@@ -23,10 +24,9 @@ MAX_BYTES = 16 * 1024 * 1024
 class ProfileReport:
     """What was seen to run, so far; it may be read while the samples are still taken, and from any thread."""
 
-    def __init__(self, calls: CallsByEndpoint) -> None:
-        self._calls = calls
-        self._began = perf_counter()
-        self._duration: float | None = None
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._calls = feed.calls
 
     def __repr__(self) -> str:
         return f"<ProfileReport: {self.samples} samples, {self.seconds:.3f} s>"
@@ -34,7 +34,13 @@ class ProfileReport:
     @property
     def duration(self) -> float:
         """For how many seconds it was looked at."""
-        return perf_counter() - self._began if self._duration is None else self._duration
+        ended = self._feed.ended
+        return (perf_counter() if ended is None else ended) - self._feed.began
+
+    @property
+    def requests(self) -> int:
+        """How many requests have ended, of those that it is about."""
+        return self._feed.taken
 
     @property
     def samples(self) -> int:
@@ -79,8 +85,16 @@ class ProfileReport:
         """
         save(path, self._calls.trees())
 
-    def _end(self) -> None:
-        self._duration = self.duration
+    async def complete(self) -> None:
+        """Wait until no more samples are taken: the `requests` have ended, or the `seconds` or the block are over.
+
+        :raises RuntimeError: neither of the two was given: within the block this would wait forever.
+        """
+        if self._feed.ended is None and not self._feed.is_bounded:
+            raise RuntimeError(
+                "ProfileReport.complete() would wait forever: give profile(seconds=...) or profile(requests=...)."
+            )
+        await self._feed.wait()
 
 
 def profile(
@@ -88,6 +102,8 @@ def profile(
     seconds: float | None = None,
     endpoint: str | None = None,
     hz: float = 100,
+    slower_than: float | None = None,
+    requests: int | None = None,
     profiles: Profiles | None = None,
 ) -> AbstractAsyncContextManager[ProfileReport]:
     """Sample what runs, from the beginning of an ``async with`` block to its end.
@@ -95,19 +111,17 @@ def profile(
     :param seconds: after which no more samples are taken, if the block lasts for longer; None for all of it.
     :param endpoint: the only one to keep, as the metrics name it (``"GET /items/{item_id}"``); None for all.
     :param hz: how many times a second to look, 1 to 1,000.
+    :param slower_than: seconds: keep only requests whose clients have waited for so long or longer, by the measure of
+        the slow requests, and nothing that belongs to no request. One in flight at the end is kept if it has lasted for
+        so long by then. None for all.
+    :param requests: after how many requests that have ended, of those to keep, no more samples are taken; what is in
+        flight then is left out. None for no such end.
     :param profiles: those of the middleware, if they are not the default ones.
     :return: the context manager; what it gives is a :class:`ProfileReport`.
     :raises ConfigurationTypeError: an argument of the wrong type.
     :raises ConfigurationValueError: an argument outside of what is allowed.
     """
-    if seconds is not None:
-        _check_number("seconds", seconds, "give seconds, or None for as long as the block lasts.")
-        if not seconds > 0 or not isfinite(seconds):
-            raise ConfigurationValueError(
-                "profile(seconds=...)",
-                seconds,
-                "give more than 0, or None for as long as the block lasts.",
-            )
+    _check_seconds("seconds", seconds, "None for as long as the block lasts")
     if endpoint is not None:
         remedy = 'give the name of one ("GET /items/{item_id}"), or None for all.'
         if not isinstance(endpoint, str):
@@ -118,28 +132,53 @@ def profile(
     _check_number("hz", hz, remedy)
     if not MIN_HZ <= hz <= MAX_HZ:
         raise ConfigurationValueError("profile(hz=...)", hz, remedy)
+    _check_seconds("slower_than", slower_than, "None for all requests")
+    _check_requests(requests)
     if profiles is not None and not isinstance(profiles, Profiles):
         raise ConfigurationTypeError(
             "profile(profiles=...)", profiles, "give Profiles, or None for the default ones."
         )
     sampler = (default_profiles if profiles is None else profiles).sampler
-    return _profiling(sampler, seconds, endpoint, hz)
+    return _profiling(
+        sampler,
+        lambda: sampler.feed(
+            CallsByEndpoint(MAX_BYTES, endpoint),
+            hz,
+            seconds,
+            slower_than=slower_than or 0.0,
+            requests=requests,
+        ),
+    )
 
 
 @asynccontextmanager
-async def _profiling(
-    sampler: Sampler, seconds: float | None, endpoint: str | None, hz: float
-) -> AsyncIterator[ProfileReport]:
+async def _profiling(sampler: Sampler, start: Callable[[], Feed]) -> AsyncIterator[ProfileReport]:
     sampler.meet_loop()
-    calls = CallsByEndpoint(MAX_BYTES, endpoint)
-    report = ProfileReport(calls)
-    feed = sampler.feed(calls, hz, seconds)
+    feed = start()
     try:
-        yield report
+        yield ProfileReport(feed)
     finally:
-        feed.stop()
-        calls.freeze()
-        report._end()
+        feed.finish()
+
+
+def _check_seconds(name: str, value: object, otherwise: str) -> None:
+    if value is None:
+        return
+    _check_number(name, value, f"give seconds, or {otherwise}.")
+    if not value > 0 or not isfinite(value):  # type: ignore[operator,arg-type]  # it is a number
+        raise ConfigurationValueError(
+            f"profile({name}=...)", value, f"give more than 0 seconds, or {otherwise}."
+        )
+
+
+def _check_requests(value: object) -> None:
+    if value is None:
+        return
+    remedy = "give a whole number, 1 or more, or None for as long as the block lasts."
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationTypeError("profile(requests=...)", value, remedy)
+    if value < 1:
+        raise ConfigurationValueError("profile(requests=...)", value, remedy)
 
 
 def _check_number(name: str, value: object, remedy: str) -> None:

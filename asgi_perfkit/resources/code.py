@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from asgi_perfkit.caching.shared import SharedCache
 from asgi_perfkit.caching.store import MISSING
+from asgi_perfkit.resources.apart import Apart
 from asgi_perfkit.resources.manager import not_yielded
 from asgi_perfkit.resources.plan import GIVEN, Known, Node, Plan
 from asgi_perfkit.resources.running import (
@@ -118,6 +119,7 @@ def _code_of(source: str) -> CodeType:
 
 _HELPERS: dict[str, Any] = {
     "ABSENT": ABSENT,
+    "Apart": Apart,
     "Attempt": Attempt,
     "METRIC": METRIC,
     "MISSING": MISSING,
@@ -337,6 +339,8 @@ class _Writer:
     def _generator(self, node: Node, keeper: str) -> None:
         number = self._names.numbers[node]
         self._line(f"g = c{number}({self._names.arguments(node)})")
+        self._line(f"if {'attempt.apart' if keeper == 'manager' else 'app.is_apart()'}:")
+        self._line("    g = Apart(g)")
         self._line("try:")
         self._depth += 1
         if node.kind == ASYNC_GENERATOR:

@@ -11,6 +11,7 @@ from types import MethodType, TracebackType
 from typing import Any
 
 from asgi_perfkit.exceptions import CleanupTimeoutError
+from asgi_perfkit.resources.apart import Apart
 from asgi_perfkit.resources.signatures import name_of
 from asgi_perfkit.steps.loop import asyncio_loop
 from asgi_perfkit.threads.call import Call
@@ -34,7 +35,7 @@ Leave = Callable[
     [type[BaseException] | None, BaseException | None, TracebackType | None], Awaitable[Any]
 ]
 # A generator stands for itself: that spares an object for each.
-Exit = AsyncGenerator[Any, Any] | Generator[Any, Any, Any] | Leave
+Exit = AsyncGenerator[Any, Any] | Generator[Any, Any, Any] | Leave | Apart
 
 seconds_in_force: ContextVar[float | None] = ContextVar(
     "asgi_perfkit.resources.seconds", default=None
@@ -92,9 +93,9 @@ class ThreadExit:
 
     __slots__ = ("_cm", "_context")
 
-    def __init__(self, cm: Any) -> None:
+    def __init__(self, cm: Any, context: Context) -> None:
         self._cm = cm
-        self._context = copy_context()
+        self._context = context
 
     @property
     def name(self) -> str:
@@ -203,6 +204,8 @@ class _Work:
 def limits_itself(leave: Any) -> bool:
     """Whether it is in a thread, which cannot be cancelled, and waited for no longer than a cleanup may take."""
     kind = type(leave)
+    if kind is Apart:
+        return limits_itself(leave.exit)
     if kind is MethodType:
         return type(leave.__self__) is ThreadManager
     return kind is ThreadExit or kind is Callback
@@ -210,6 +213,8 @@ def limits_itself(leave: Any) -> bool:
 
 def name_of_exit(leave: Any) -> str:
     """What a user knows it by."""
+    if type(leave) is Apart:
+        leave = leave.exit
     if type(leave) is MethodType:
         leave = leave.__self__
     if isinstance(leave, (AsyncCallback, ThreadExit, ThreadManager)):

@@ -12,12 +12,17 @@ from types import AsyncGeneratorType, GeneratorType, coroutine
 from typing import Any
 
 from asgi_perfkit.exceptions import CleanupError
-from asgi_perfkit.resources.exits import Exit, limits_itself
+from asgi_perfkit.resources.apart import Apart
+from asgi_perfkit.resources.exits import Exit, limits_itself, seconds_in_force
 from asgi_perfkit.resources.limits import Limit
+from asgi_perfkit.resources.shield import guard_around
 
 __all__ = ["leave_all"]
 
 logger = logging.getLogger("asgi_perfkit")
+
+# What a closing sets for all that it leaves.
+_OF_THE_CLOSING = guard_around, seconds_in_force
 
 
 async def leave_all(
@@ -138,28 +143,32 @@ def _go_on(work: Coroutine[Any, Any, bool], waits_for: Any) -> Generator[Any, An
 
 async def _leave(leave: Exit, error: BaseException | None) -> bool:
     kind = type(leave)
-    generator: Any = leave
+    thing: Any = leave
     if error is not None:
         if kind is AsyncGeneratorType:
-            leave = _adopt_async(generator).__aexit__
+            thing = _adopt_async(thing).__aexit__
         elif kind is GeneratorType:
-            return bool(_adopt(generator).__exit__(type(error), error, error.__traceback__))
-        return bool(await leave(type(error), error, error.__traceback__))  # type: ignore[operator]
+            return bool(_adopt(thing).__exit__(type(error), error, error.__traceback__))
+        elif kind is Apart:
+            return bool(await thing.leave(_leave(thing.exit, error), _OF_THE_CLOSING))
+        return bool(await thing(type(error), error, error.__traceback__))
     if kind is AsyncGeneratorType:
         try:
-            await generator.__anext__()
+            await thing.__anext__()
         except StopAsyncIteration:
             return False
-        await generator.aclose()
-        raise _not_stopped(generator)
+        await thing.aclose()
+        raise _not_stopped(thing)
     if kind is GeneratorType:
         try:
-            next(generator)
+            next(thing)
         except StopIteration:
             return False
-        generator.close()
-        raise _not_stopped(generator)
-    return bool(await leave(None, None, None))  # type: ignore[operator]
+        thing.close()
+        raise _not_stopped(thing)
+    if kind is Apart:
+        return bool(await thing.leave(_leave(thing.exit, None), _OF_THE_CLOSING))
+    return bool(await thing(None, None, None))
 
 
 def _not_stopped(generator: Any) -> RuntimeError:

@@ -6,13 +6,14 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar, Token, copy_context
 from types import AsyncGeneratorType, GeneratorType, MethodType, TracebackType
 from typing import Any, Final, Protocol, TypeVar, overload
 from weakref import ref
 
 from asgi_perfkit.caching.request import RequestScopedCache
 from asgi_perfkit.exceptions import ConfigurationTypeError, ResourcesClosedError
+from asgi_perfkit.resources.apart import EAGER, Apart, adopt, starts_tasks_at_once
 from asgi_perfkit.resources.exits import (
     AsyncCallback,
     Callback,
@@ -26,6 +27,7 @@ from asgi_perfkit.resources.limits import Limit, Region, checked_timeout
 from asgi_perfkit.resources.shield import shielded
 from asgi_perfkit.resources.tickets import ABSENT, Making, Ticket, joined, made_around, makes
 from asgi_perfkit.steps import Account, current_account, on_event_loop
+from asgi_perfkit.steps.drive import DrivenAccount
 from asgi_perfkit.steps.loop import on_trio
 
 __all__ = ["NOTHING_SOLVED", "Request", "ResourceManager", "innermost", "not_yielded"]
@@ -58,7 +60,9 @@ class ResourceManager:
     time-out, or of a scope of anyio or trio. All resources are closed, even if some fail.
 
     A resource is entered in the task that asks for it. What must be exited in the same task (task groups, cancel
-    scopes) is to be entered in the one that closes the manager; on trio, within ``async with``.
+    scopes) is to be entered in the one that closes the manager; on trio, within ``async with``. What is entered in
+    another one runs in a context of its own, enter and exit alike, so that the exit may reset the context variables
+    which the enter has set; these are set where it was asked for, too.
 
     :param close_timeout: how long each resource may take to close (seconds, monotonic); None for any time, or within
         a closing that has a limit, that one. Then it is cancelled, and waited for, and it counts as one that has failed
@@ -79,6 +83,7 @@ class ResourceManager:
         "close_timeout",
         "closed",
         "exits",
+        "home",
         "ledger",
         "region",
         "request",
@@ -100,6 +105,7 @@ class ResourceManager:
         self.ledger: Any = None  # what the first resolution has made, as long as it is alone
         self.spare: Ticket | None = None  # its ticket, if it has to wait for something while it is
         self.request: Request | None = None  # what it is for
+        self.home: DrivenAccount | None = None  # the work whose last part the closing is
         self.region: Region | None = None  # on trio, what is around everything
         self._account: ref[Account] | None = None  # a task in whose context it is may wait for long
         self._token: Token[ResourceManager | None] | None = None
@@ -136,8 +142,13 @@ class ResourceManager:
                 )
             cm = ThreadManager(cm)
             kind = ThreadManager
-        value = await kind.__aenter__(cm)
-        await self.keep(MethodType(kind.__aexit__, cm))
+        leave: Any = MethodType(kind.__aexit__, cm)
+        if self.is_apart():
+            leave = Apart(leave)
+            value = await leave.enter(kind.__aenter__, cm)
+        else:
+            value = await kind.__aenter__(cm)
+        await self.keep(leave)
         return value
 
     def enter_sync(self, cm: AbstractContextManager[T, Any]) -> T:
@@ -159,11 +170,13 @@ class ResourceManager:
                 "enter_sync() would block the event loop that runs in this thread: "
                 "use `await enter(cm)`, which enters it in a worker thread."
             )
-        value = kind.__enter__(cm)
+        context = copy_context()
+        value = context.run(kind.__enter__, cm)
         if self.closed:
-            kind.__exit__(cm, None, None, None)
+            context.run(kind.__exit__, cm, None, None, None)
             raise ResourcesClosedError
-        self.exits.append(ThreadExit(cm))
+        adopt(context)
+        self.exits.append(ThreadExit(cm, context))
         return value
 
     @makes
@@ -206,11 +219,12 @@ class ResourceManager:
         if type(made) is GeneratorType:
             return await self.enter(contextmanager(lambda: made)())
         if type(made) is AsyncGeneratorType:
+            leave: Any = Apart(made) if self.is_apart() else made
             try:
-                value = await made.__anext__()
+                value = await leave.__anext__()
             except StopAsyncIteration:
                 raise not_yielded(made.__qualname__) from None
-            await self.keep(made)
+            await self.keep(leave)
             return value
         kind = type(made)
         if hasattr(kind, "__await__") and not hasattr(kind, "__aenter__"):
@@ -446,7 +460,22 @@ class ResourceManager:
     def _forget(self) -> None:
         self.closed = True
         self.solved = {}
-        self.ledger = self.spare = self.request = self._cache = self._named = None
+        self.ledger = self.spare = self.request = self.home = self._cache = self._named = None
+
+    def is_apart(self) -> bool:
+        """Whether the running code is in another context than the closing will be."""
+        home, token = self.home, self._token
+        if home is not None:
+            return not home.works_here() or (EAGER is not None and starts_tasks_at_once())
+        if token is None:
+            return False
+        current = entered.get()
+        try:
+            entered.reset(token)  # in another context that is an error, and here it is taken back
+        except ValueError:
+            return True
+        self._token = entered.set(current)
+        return False
 
     async def keep(self, leave: Exit) -> None:
         """Leave at the end what was entered just now.

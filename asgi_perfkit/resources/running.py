@@ -37,7 +37,7 @@ class Attempt:
     Somebody else may if another resolution of the same request has been running meanwhile.
     """
 
-    __slots__ = ("_alone", "_depth", "_manager", "_number", "_size", "opened")
+    __slots__ = ("_alone", "_depth", "_manager", "_number", "_size", "apart", "opened")
 
     def __init__(self, manager: ResourceManager) -> None:
         self._manager = manager
@@ -47,6 +47,7 @@ class Attempt:
         self._depth = len(manager.exits)
         self._size = len(manager.solved)
         self.opened = 0
+        self.apart = manager.is_apart()
 
     async def fail(self, error: BaseException) -> None:
         """Close what was opened, as an exception that leaves a ``with`` statement does.

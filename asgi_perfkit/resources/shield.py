@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from asgi_perfkit.resources.limits import Region
 from asgi_perfkit.steps.loop import asyncio_loop, on_trio
 
-__all__ = ["shielded"]
+__all__ = ["guard_around", "shielded"]
 
 logger = logging.getLogger("asgi_perfkit")
 
@@ -77,7 +77,7 @@ class _Guard:
 
     def __init__(self, task: Any) -> None:
         self._task = task
-        self._around = _guard.get()  # of the code that the work belongs to, in whichever task
+        self._around = guard_around.get()  # of the code that the work belongs to, in whichever task
         # That of this task which is up already, within a closing of which this is another one.
         self._wider: _Guard | None = task.cancel if isinstance(task.cancel, _Guard) else None
         self._cancel: Any = task.cancel if self._wider is None else self._wider._cancel
@@ -85,13 +85,13 @@ class _Guard:
         self.deferred: dict[Any, int] = {}
 
     def put_up(self) -> None:
-        self._token = _guard.set(self)
+        self._token = guard_around.set(self)
         self._answer(self)
 
     def take_down(self) -> None:
         self._answer(self._wider)
         with suppress(ValueError):  # closed by a garbage collection, in another context
-            _guard.reset(self._token)
+            guard_around.reset(self._token)
 
     def _answer(self, guard: _Guard | None) -> None:
         """Let `guard` answer, or the task itself."""
@@ -134,7 +134,7 @@ class _Guard:
 
     def _is_around(self) -> bool:
         """Whether the running code belongs to the work."""
-        guard = _guard.get()
+        guard = guard_around.get()
         while guard is not None:
             if guard is self:
                 return True
@@ -178,5 +178,5 @@ def _is_group_that_ends(caller: FrameType) -> bool:
     return isinstance(group, _GROUPS) and getattr(group, "_exiting", False)
 
 
-_guard: ContextVar[_Guard | None] = ContextVar("asgi_perfkit.resources.guard", default=None)
+guard_around: ContextVar[_Guard | None] = ContextVar("asgi_perfkit.resources.guard", default=None)
 """The guard of the work that the running code belongs to, in the tasks and callbacks that it starts, too."""

@@ -18,6 +18,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from asgi_perfkit.caching.store import MISSING
+from asgi_perfkit.resources.apart import Apart
 from asgi_perfkit.resources.code import Caches, Names, Solver, namespace_of, run_code
 from asgi_perfkit.resources.manager import ResourceManager, not_yielded
 from asgi_perfkit.resources.plan import Node, Plan
@@ -321,12 +322,14 @@ class _Run:
         elif node.kind not in (ASYNC_GENERATOR, INLINE_GENERATOR):
             value = await call
         else:
+            keeper = self._app if node.lifetime == "app" else self._manager
+            assert keeper is not None
+            if keeper.is_apart():
+                call = Apart(call)
             try:
                 value = next(call) if node.kind == INLINE_GENERATOR else await call.__anext__()
             except (StopAsyncIteration, StopIteration):
                 raise not_yielded(node.name) from None
-            keeper = self._app if node.lifetime == "app" else self._manager
-            assert keeper is not None
             await keeper.keep(call)
         if node.kind in GENERATORS and node.lifetime == "request" and self._attempt is not None:
             self._attempt.opened += 1

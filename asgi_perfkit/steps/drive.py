@@ -81,6 +81,12 @@ class DrivenAccount(Account):
         self.stepping = None  # that is: `first` is to be handed on
         return self
 
+    def works_here(self) -> bool:
+        """Whether the running code is in the task that drives the work, and not in a child task."""
+        work: Any = self._work  # a coroutine of the language's own, all of which have it
+        running: bool = work.cr_running
+        return running
+
     def __await__(self) -> Generator[Any, Any, Any]:
         return self  # type: ignore[return-value]  # an iterator with `send`, `throw` and `close` is what it takes
 

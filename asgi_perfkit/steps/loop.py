@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import Any
 
-__all__ = ["anyio_shield", "asyncio_loop", "on_event_loop", "on_trio"]
+__all__ = ["anyio_shield", "asyncio_loop", "on_event_loop", "on_trio", "trio_token"]
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
@@ -29,14 +29,18 @@ def on_event_loop() -> bool:
 
 def on_trio() -> bool:
     """Whether the calling thread is that of a running trio loop."""
+    return trio_token() is not None
+
+
+def trio_token() -> Any:
+    """What trio's loop that runs in the calling thread is known by; None if none runs there."""
     lowlevel = _trio_lowlevel()
     if lowlevel is None:
-        return False
+        return None
     try:
-        lowlevel.current_trio_token()
+        return lowlevel.current_trio_token()
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
 def anyio_shield() -> contextlib.AbstractContextManager[object]:

@@ -271,6 +271,7 @@ def test_the_statistics_have_these_parts() -> None:
         ("exact", True, TypeError),
         ("exact", 0.5, TypeError),
         ("exact", "x-profile", TypeError),
+        ("exact", serve, TypeError),
         ("queries", 1, TypeError),
         ("queries", None, TypeError),
         ("stall_threshold", 0, ValueError),

@@ -196,6 +196,31 @@ def test_of_one_endpoint_alone() -> None:
     assert by_endpoint(calls) == {"GET /a": (1, 2.0)}
 
 
+def test_what_is_of_nobody_is_let_go_of() -> None:
+    calls = CallsByEndpoint(PLENTY)
+    calls.add(None, stack("a"), 1.0)
+    for owner in ("dropped", "withdrawn", "frozen"):
+        calls.add_pending(owner, lambda: None, stack("a"), 1.0)
+    assert by_endpoint(calls) == {}
+    calls.ended("dropped", None)
+    calls.withdraw("withdrawn", None)
+    assert set(calls.pending) == {"frozen"}
+    calls.freeze()
+    assert not calls.pending
+    assert by_endpoint(calls) == {}
+
+
+def test_what_was_let_go_of_leaves_room_for_others() -> None:
+    calls = CallsByEndpoint(64 * 1024)
+    for number in range(1000):
+        calls.add_pending(number, lambda: None, stack(f"a{number} b{number} c{number}"), 1.0)
+        calls.ended(number, None)
+    calls.add("GET /", stack("x y"), 1.0)
+    ((_, made),) = calls.trees()
+    ((kept, _),) = made.stacks()
+    assert list(kept) == stack("x y")
+
+
 def test_cleared_it_is_empty_and_goes_on() -> None:
     calls = CallsByEndpoint(PLENTY)
     calls.add("GET /", stack("a"), 1.0)

@@ -688,3 +688,51 @@ def test_a_header_or_secret_that_cannot_be_is_refused(name: Any, secret: Any) ->
     with pytest.raises(ConfigurationError) as caught:
         exact_by_header(name, secret)
     assert SECRET not in str(caught.value)
+
+
+def nothing(*event: Any) -> None:
+    """A profiler of somebody else."""
+
+
+def test_what_another_profiler_puts_back_is_over(run_asyncio: Run) -> None:
+    """One that saves what is set and restores it, across awaits: behind the end of the request it harms nobody."""
+    saved: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        saved.append(sys.getprofile())
+        sys.setprofile(nothing)
+        await checkpoint()
+
+    async def main() -> None:
+        profiles = Profiles()
+        wrapped = ProfilingMiddleware(app, profiles=profiles, exact=1)
+        await wrapped({"type": "http", "method": "GET", "path": "/", "headers": []}, None, None)
+        assert sys.getprofile() is nothing  # which is theirs
+        sys.setprofile(saved[0])
+        try:
+            assert only_a() == 1
+            assert sys.getprofile() is None
+        finally:
+            sys.setprofile(None)
+        assert profiles.failures == 0
+
+    run_asyncio(main)
+
+
+def test_a_class_that_answers_for_its_own_name(run: Run) -> None:
+    """Whatever comes of asking for it, the handler does not see it."""
+
+    class Meta(type):
+        @property
+        def __qualname__(cls) -> str:  # type: ignore[override]
+            raise Trouble
+
+    class Kind(metaclass=Meta):
+        pass
+
+    request = RequestCalls(lambda _why: None)
+    request.start()
+    mro = Kind.mro()
+    request.stop()
+    assert mro == [Kind, object]
+    assert request.end() is not None

@@ -219,3 +219,12 @@ def test_the_stack_counts_its_requests(run: Run) -> None:
         sum(interval.counts[1::2]) for interval in profiles.growth._intervals
     ) in {2, 3}  # a collection in the midst begins the first interval
     assert get_profile_stats(profiles=profiles)["growth"]["endpoints"] == {}
+
+
+def test_an_interval_that_does_not_end_is_bounded() -> None:
+    """Of a flood of paths, where memory cannot be read, those that came first are told apart; none is forgotten."""
+    growth = MemoryGrowth(lambda message, error: None)
+    for number in range(5 * module.MAX_COUNTED):
+        growth.count(f"GET /{number}", 0)
+    assert len(growth._counts) == module.MAX_COUNTED + 1
+    assert sum(growth._counts.values()) == 5 * module.MAX_COUNTED

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import pickle
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -368,3 +370,46 @@ def test_a_connection_of_an_unknown_kind(connection: Any) -> None:
     with pytest.raises(ConfigurationTypeError, match="sqlite3 or of psycopg 3") as caught:
         profile_connection(connection)
     assert caught.value.value is connection
+
+
+def test_a_cursor_that_has_sent_nothing(sqlite: Any) -> None:
+    """It may be fetched from, as any other."""
+    cursor = sqlite.cursor()
+    assert (cursor.fetchone(), cursor.fetchmany(2), cursor.fetchall()) == (None, [], [])
+
+
+class WithSlots(sqlite3.Connection):
+    __slots__ = ()
+
+
+class CountsCursors(sqlite3.Connection):
+    made = 0
+
+    def cursor(self, *arguments: Any) -> Any:
+        type(self).made += 1
+        return super().cursor(*arguments)
+
+
+def test_a_class_of_ones_own_is_used_as_sqlite3_uses_it() -> None:
+    """One with slots can be profiled; its `cursor` is called where sqlite3 calls it, and nowhere else."""
+    profiled = profile_connection(sqlite3.connect(":memory:", factory=WithSlots))
+    assert profiled.execute("SELECT 1").fetchone() == (1,)
+    profiled.close()
+    counts = []
+    for change in (lambda connection: connection, profile_connection):
+        CountsCursors.made = 0
+        connection = change(sqlite3.connect(":memory:", factory=CountsCursors))
+        connection.execute("SELECT 1")
+        connection.executemany("SELECT ?", ())
+        connection.executescript("SELECT 1")
+        connection.cursor()
+        counts.append(CountsCursors.made)
+        connection.close()
+    assert counts[0] == counts[1]
+
+
+def test_a_connection_is_no_more_copied_than_a_real_one(sqlite: Any) -> None:
+    with pytest.raises(TypeError):
+        copy.copy(sqlite)
+    with pytest.raises(TypeError):
+        pickle.dumps(sqlite)

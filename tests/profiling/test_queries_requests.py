@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 import string
 import threading
 from collections.abc import Iterator
@@ -14,13 +15,20 @@ from typing import Any
 import pytest
 
 import asgi_perfkit.profiling.profiler
-from asgi_perfkit import Profiles, get_profile_stats, reset_profile_stats
+from asgi_perfkit import (
+    Profiles,
+    ProfilingMiddleware,
+    get_profile_stats,
+    profile_connection,
+    reset_profile_stats,
+)
 from asgi_perfkit.profiling.queries.record import record_query
 from asgi_perfkit.profiling.queries.request import RequestQueries
 from asgi_perfkit.profiling.queries.statistics import QueryStatistics
 from asgi_perfkit.steps import Account, current_account
+from tests.conftest import Run
 from tests.metrics.test_registry import size_of
-from tests.support import Clock
+from tests.support import Clock, checkpoint, http_scope, together
 
 SELECT = "SELECT a FROM t WHERE b = ?"
 
@@ -462,3 +470,37 @@ def test_a_forked_child_begins_anew() -> None:
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert profiler.endpoints["GET /a"]["count"] == 1
+
+
+def test_what_requests_in_flight_have_sent_is_bounded(run: Run) -> None:
+    """All together; what has no room is counted for the overflow, and room comes back with the end of a request."""
+    profiles = Profiles()
+    profiles.resize(1 << 20)
+    statistics = profiles.queries
+    connection = profile_connection(sqlite3.connect(":memory:"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for number in range(90):
+            connection.execute(f"SELECT 1 AS {scope['path'][1:]}_{number * '_'}")
+        waiting.append(scope["path"])
+        if len(waiting) == 20:
+            assert 0 < statistics.in_flight_bytes <= (1 << 20) * 4 // 16 // 2
+        while len(waiting) < 20:
+            await checkpoint()
+
+    waiting: list[str] = []
+
+    async def main() -> None:
+        wrapped = ProfilingMiddleware(app, profiles=profiles)
+        await together(
+            *(
+                lambda number=number: wrapped(http_scope(f"/{chr(97 + number)}"), None, None)
+                for number in range(20)
+            )
+        )
+
+    run(main)
+    assert statistics.in_flight_bytes == 0
+    found = get_profile_stats(profiles=profiles)["queries"]
+    assert sum(each["count"] for each in found.values()) == 20 * 90
+    connection.close()

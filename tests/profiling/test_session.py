@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from asgi_perfkit import (
 )
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
 from asgi_perfkit.profiling.calls import CallsByEndpoint
-from asgi_perfkit.profiling.sampler import OUTSIDE
-from tests.profiling.stacks import busy, in_thread, request, stack
+from asgi_perfkit.profiling.feed import OUTSIDE, Feed
+from asgi_perfkit.steps import current_account
+from tests.profiling.stacks import PATIENCE_SECONDS, busy, in_thread, request, stack
 from tests.steps.charging import Run
-from tests.support import BODY, START, Trouble, checkpoint
+from tests.support import BODY, START, Trouble, checkpoint, together
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def report_of(*added: tuple[str, str, float]) -> ProfileReport:
     calls = CallsByEndpoint(100_000)
     for endpoint, names, seconds in added:
         calls.add(endpoint, stack(names), seconds)
-    return ProfileReport(calls)
+    return ProfileReport(Feed(lambda feed: None, calls, 100))
 
 
 # ---- what is in it
@@ -112,8 +114,10 @@ def test_outside_of_any_middleware(run: Run, profiles: Profiles) -> None:
 
     async def main() -> ProfileReport:
         async with profile(hz=500, profiles=profiles) as report:
-            crunch()
-            await in_thread(spin)
+            until = time.monotonic() + PATIENCE_SECONDS
+            while not {"crunch", "spin"} <= functions(report) and time.monotonic() < until:
+                crunch(0.02)
+                await in_thread(spin)
         return report
 
     report = run(main)
@@ -154,13 +158,14 @@ def test_after_so_many_seconds_no_more_is_taken(run: Run, profiles: Profiles) ->
     async def main() -> ProfileReport:
         async with profile(hz=500, seconds=0.1, profiles=profiles) as report:
             crunch(0.05)
-            until = time.monotonic() + 5
-            while profiles.sampler.feeds and time.monotonic() < until:
-                await asyncio.sleep(0.005) if asyncio._get_running_loop() else await checkpoint()
+            await report.complete()
+            duration = report.duration
             spin()
+        assert report.duration == duration
         return report
 
     report = run(main)
+    assert 0.1 <= report.duration < 5
     assert "crunch" in functions(report)
     assert "spin" not in functions(report)
 
@@ -195,6 +200,192 @@ def test_a_report_is_whole_when_the_block_fails(run: Run, profiles: Profiles) ->
 
     assert "crunch" in functions(run(main))
     assert not profiles.sampler.feeds
+
+
+# ---- of the requests that take long, of so many
+
+
+def age(seconds: float = 10.0) -> None:
+    """Have the request that runs here last for so much longer."""
+    account: Any = current_account.get()
+    account.started_ns -= round(seconds * 1e9)
+
+
+async def slow_and_fast(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/streams":
+        await send({**START, "headers": []})
+    await checkpoint()
+    if scope["path"] == "/fast":
+        spin(0.03)
+    else:
+        age()
+        crunch(0.03)
+    await checkpoint()
+    if scope["path"] != "/streams":
+        await send(START)
+    await send(BODY)
+
+
+def test_of_requests_that_took_long_alone(run: Run, profiles: Profiles) -> None:
+    """By the measure of the slow requests; what belongs to no request is left out."""
+    kit = ProfilingMiddleware(slow_and_fast, profiles=profiles, slow_threshold=5)
+
+    async def main() -> ProfileReport:
+        async with profile(hz=500, slower_than=5, profiles=profiles) as report:
+            busy(0.02)
+            paths = ("/slow", "/fast", "/streams", "/slow", "/fast")
+            await together(*(partial(request, kit, path) for path in paths))
+        return report
+
+    report = run(main)
+    assert list(report.endpoints) == ["GET /slow"]
+    assert report.requests == 2 == len(get_profile_stats(profiles=profiles)["slow"])
+    assert "crunch" in functions(report)
+    assert "spin" not in functions(report)
+    assert report.seconds < report.duration
+
+
+def test_one_in_flight_is_of_them_as_soon_as_it_has_lasted_for_so_long(
+    run: Run, profiles: Profiles
+) -> None:
+    async def main() -> ProfileReport:
+        reports = []
+
+        async def inside(scope: Any, receive: Any, send: Any) -> None:
+            for seconds in (0, 10):
+                async with profile(hz=500, slower_than=5, profiles=profiles) as report:
+                    crunch(0.03)
+                    assert not report.endpoints
+                    age(seconds)
+                    assert bool(report.endpoints) == bool(seconds)
+                reports.append(report)
+
+        await request(ProfilingMiddleware(inside, profiles=profiles), "/crunch")
+        too_short, long_enough = reports
+        assert (too_short.samples, too_short.requests) == (0, 0)
+        return long_enough
+
+    report = run(main)
+    assert list(report.endpoints) == ["GET /crunch"]
+    assert "crunch" in functions(report)
+    assert report.requests == 0  # that have ended
+
+
+def test_until_so_many_have_ended(run: Run, profiles: Profiles) -> None:
+    kit = ProfilingMiddleware(app, profiles=profiles)
+
+    async def main() -> ProfileReport:
+        async with profile(hz=500, requests=2, profiles=profiles) as report:
+            crunch(0.03)
+            await request(kit, "/crunch")
+            assert report.requests == 1
+            await request(kit, "/crunch")
+            await report.complete()
+            assert not profiles.sampler.feeds
+            duration = report.duration
+            await request(kit, "/spin")
+        assert report.duration == duration
+        return report
+
+    report = run(main)
+    assert report.requests == 2
+    assert set(report.endpoints) == {"GET /crunch", OUTSIDE}
+    assert "spin" not in functions(report)
+
+
+def test_only_the_first_of_those_that_took_long(run: Run, profiles: Profiles) -> None:
+    """What is in flight when they have ended is left out, however long it lasts already."""
+
+    async def main() -> ProfileReport:
+        async def inside(scope: Any, receive: Any, send: Any) -> None:
+            age()
+            if scope["path"] == "/lasts":
+                spin()
+                assert list(report.endpoints) == ["GET /lasts"]
+                await report.complete()
+            else:
+                while not report.samples:  # of the other one
+                    await checkpoint()
+                crunch()
+            await send(START)
+            await send(BODY)
+
+        kit = ProfilingMiddleware(inside, profiles=profiles)
+        async with profile(hz=500, slower_than=5, requests=1, profiles=profiles) as report:
+            await together(partial(request, kit, "/lasts"), partial(request, kit, "/ends"))
+            await request(kit, "/late")
+        return report
+
+    report = run(main)
+    assert report.requests == 1
+    assert list(report.endpoints) == ["GET /ends"]
+    assert "spin" not in functions(report)
+
+
+def test_requests_of_other_endpoints_are_not_counted(run: Run, profiles: Profiles) -> None:
+    """Nor must a request have been seen to run, to be counted."""
+
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(BODY)
+
+    async def main() -> None:
+        kit = ProfilingMiddleware(answers, profiles=profiles)
+        async with profile(hz=1, endpoint="GET /a", requests=3, profiles=profiles) as report:
+            for _ in range(3):
+                await request(kit, "/b")
+            assert report.requests == 0
+            for _ in range(5):
+                await request(kit, "/a")
+            assert report.requests == 3
+            await report.complete()
+
+    run(main)
+
+
+def test_who_waits_goes_on_when_the_block_ends(run: Run, profiles: Profiles) -> None:
+    async def main() -> None:
+        entered = []
+
+        async def block() -> None:
+            async with profile(requests=1000, profiles=profiles) as report:
+                entered.append(report)
+                for _ in range(3):
+                    await checkpoint()
+
+        async def waiting() -> None:
+            while not entered:
+                await checkpoint()
+            await entered[0].complete()
+            await entered[0].complete()  # it is over
+
+        await together(block, waiting)
+
+    run(main)
+
+
+def test_who_waits_no_more_is_forgotten(profiles: Profiles) -> None:
+    async def main() -> None:
+        async with profile(requests=1000, profiles=profiles) as report:
+            waiting = asyncio.ensure_future(report.complete())
+            await asyncio.sleep(0)
+            assert len(report._feed._waiting) == 1
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):
+                await waiting
+            assert report._feed._waiting == []
+
+    asyncio.run(main())
+
+
+def test_waiting_for_nothing_is_refused(run: Run, profiles: Profiles) -> None:
+    async def main() -> None:
+        async with profile(profiles=profiles) as report:
+            with pytest.raises(RuntimeError, match=r"profile\(requests=\.\.\.\)"):
+                await report.complete()
+        await report.complete()  # it has ended
+
+    run(main)
 
 
 # ---- what it says
@@ -260,6 +451,16 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
         ({"hz": float("nan")}, ConfigurationValueError),
         ({"hz": None}, ConfigurationTypeError),
         ({"hz": True}, ConfigurationTypeError),
+        ({"slower_than": 0}, ConfigurationValueError),
+        ({"slower_than": -1}, ConfigurationValueError),
+        ({"slower_than": float("nan")}, ConfigurationValueError),
+        ({"slower_than": float("inf")}, ConfigurationValueError),
+        ({"slower_than": "1"}, ConfigurationTypeError),
+        ({"slower_than": True}, ConfigurationTypeError),
+        ({"requests": 0}, ConfigurationValueError),
+        ({"requests": -3}, ConfigurationValueError),
+        ({"requests": 2.0}, ConfigurationTypeError),
+        ({"requests": True}, ConfigurationTypeError),
         ({"profiles": {}}, ConfigurationTypeError),
     ],
 )

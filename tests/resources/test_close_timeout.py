@@ -159,15 +159,15 @@ def test_a_slow_one_with_time_enough_is_let_alone(run: Run, gate: threading.Even
     log: list[str] = []
 
     async def slow() -> None:
-        await anyio.sleep(0.08)
+        await anyio.sleep(0.2)
         log.append("async")
 
     def slow_in_thread() -> None:
-        gate.wait(0.08)
+        gate.wait(0.2)
         log.append("thread")
 
     async def main() -> None:
-        async with ResourceManager(close_timeout=0.15) as resources:
+        async with ResourceManager(close_timeout=0.4) as resources:
             resources.push_async_callback(slow)
             resources.push_async_callback(slow)
             resources.push_callback(slow_in_thread)

@@ -44,13 +44,14 @@ class RequestQueries:
     """
 
     __slots__ = (
+        "_bytes",
         "_connection",
         "_is_told",
         "_late",
-        "_lock",
         "_profiler",
         "_sent",
         "_settled",
+        "_statistics",
         "_told_ns",
         "_turn",
         "count",
@@ -58,10 +59,10 @@ class RequestQueries:
     )
 
     def __init__(self, profiler: _Profiler, account: Account) -> None:
-        self.count = self.time_ns = 0
+        self.count = self.time_ns = self._bytes = 0
         self._connection: Any = account if hasattr(account, "messages_in") else None
         self._profiler = profiler
-        self._lock = profiler.profiles.queries.sending
+        self._statistics: QueryStatistics = profiler.profiles.queries
         self._sent: dict[str, Sent] = {}
         self._told_ns = perf_counter_ns()
         self._turn = 0
@@ -82,7 +83,7 @@ class RequestQueries:
         duration_ns = ended_ns - started_ns
         try:
             text = normalised(statement)
-            with self._lock:
+            with self._statistics.sending:
                 late = self._late
                 if late is None:
                     self.time_ns += duration_ns
@@ -116,7 +117,9 @@ class RequestQueries:
         profiles = profiler.profiles
         try:
             label = profiler.label(account, endpoint)
-            with self._lock:
+            with self._statistics.sending:
+                self._statistics.give_back_in_flight(self._bytes)
+                self._bytes = 0
                 sent: Iterable[Sent] = self._sent.values()
                 profiles.queries.add(
                     label, [each.news() for each in sent] if self._is_told else sent
@@ -130,11 +133,15 @@ class RequestQueries:
 
     def figures(self) -> dict[str, Any]:
         """What was sent so far, in the form of an endpoint's figures in the statistics; until the request has ended."""
-        with self._lock:
+        with self._statistics.sending:
             return told_of(self._sent.values())
 
     def _new(self, text: str) -> Sent:
-        if len(self._sent) >= _MAX_STATEMENTS:
+        taken = 0
+        if len(self._sent) < _MAX_STATEMENTS:
+            taken = self._statistics.take_in_flight(text)
+            self._bytes += taken
+        if not taken:
             text = OVERFLOW
             if text in self._sent:
                 return self._sent[text]
@@ -151,7 +158,7 @@ class RequestQueries:
 
     def _tell_on_the_way(self, account: Account) -> None:
         label = self._profiler.label(account, None)
-        with self._lock:
+        with self._statistics.sending:
             if self._late is None:
                 self._is_told = True
                 self._profiler.profiles.queries.add(

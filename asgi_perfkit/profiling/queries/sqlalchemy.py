@@ -65,7 +65,11 @@ def _failed(failure: Any) -> None:
 
 
 def _in_dialect(dialect: Any, statement: str) -> str:
-    return MySQL(statement) if dialect.name in {"mysql", "mariadb"} else statement
+    # Which quotes names so, quotes values as MySQL does: it, its kin, BigQuery, Hive.
+    is_kin = (
+        dialect.name in {"mysql", "mariadb"} or dialect.identifier_preparer.initial_quote == "`"
+    )
+    return MySQL(statement) if is_kin else statement
 
 
 _LISTENERS = {

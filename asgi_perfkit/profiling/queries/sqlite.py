@@ -8,6 +8,7 @@ way the cursors are real ones, of a subclass.
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from time import perf_counter_ns
@@ -38,17 +39,29 @@ def _subclass_of(kind: Any) -> type:
 class _ProfiledSubclass(sqlite3.Connection):
     """Comes behind a class of somebody's own, and before what that is made of."""
 
+    __slots__ = ()  # or a class with slots could not be left for one of these
+
     def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
         return super().cursor(_profiled(factory))
 
     def execute(self, sql: str, *parameters: Any) -> Any:
-        return self.cursor().execute(sql, *parameters)
+        return self._own_cursor().execute(sql, *parameters)
 
     def executemany(self, sql: str, *parameters: Any) -> Any:
-        return self.cursor().executemany(sql, *parameters)
+        return self._own_cursor().executemany(sql, *parameters)
 
     def executescript(self, sql: str) -> Any:
-        return self.cursor().executescript(sql)
+        return self._own_cursor().executescript(sql)
+
+    if sys.version_info >= (3, 11):
+
+        def _own_cursor(self) -> Any:
+            return super().cursor(_CURSOR)
+
+    else:  # asks the class that somebody has made of it
+
+        def _own_cursor(self) -> Any:
+            return self.cursor()
 
     def backup(self, target: Any, **options: Any) -> None:
         super().backup(_real(target), **options)
@@ -113,6 +126,9 @@ class ProfiledConnection:
     def __call__(self, sql: str) -> Any:
         return self._connection(sql)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._connection.__reduce_ex__(protocol)
+
     def __enter__(self) -> ProfiledConnection:
         self._connection.__enter__()
         return self
@@ -136,9 +152,15 @@ def _profiled_class(base: Any) -> Any:
     """A subclass of a class of cursors whose queries are told of."""
     execute, executemany, executescript = base.execute, base.executemany, base.executescript
     fetchone, fetchmany, fetchall = base.fetchone, base.fetchmany, base.fetchall
+    init = base.__init__
 
     class Cursor(base):  # type: ignore[misc]
         __slots__ = ("_sent",)
+        _sent: str | None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._sent = None  # it may be fetched from before anything was sent
+            init(self, *args, **kwargs)
 
         def execute(self, sql: str, *parameters: Any) -> Any:
             if profiled_account() is None:

@@ -134,16 +134,12 @@ _REPLACEMENTS: dict[str | None, str] = {
 
 def _without_middle(text: str) -> str:
     """The beginning and the end, in which the conditions are; both cut where a space is no part of a name."""
-    names = [each.span() for each in _QUOTED_NAME.finditer(text)]
-    spaces = [
-        at
-        for at in (each.start() for each in re.finditer(" ", text))
-        if not any(start < at < end for start, end in names)
-    ]
+    masked = _QUOTED_NAME.sub(lambda name: "x" * len(name[0]), text)
     head_end = MAX_LENGTH * 2 // 3
-    tail_start = len(text) - (MAX_LENGTH - head_end - len(_CUT) - 2)
-    head = max((at for at in spaces if at <= head_end), default=0)
-    tail = min((at for at in spaces if at >= tail_start), default=len(text))
+    head = max(masked.rfind(" ", 0, head_end + 1), 0)
+    tail = masked.find(" ", len(text) - (MAX_LENGTH - head_end - len(_CUT) - 2))
+    if tail < 0:
+        tail = len(text)
     return f"{text[:head]} {_CUT}{text[tail:]}"
 
 
@@ -154,24 +150,26 @@ _MARKER = r"""\?\d* | \$\w+(?![\w$]) | (?::(?!:)\w+)+ | %\([^()'"]*\)[stb]\b | %
 _NUMBER = r"\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
 _WORD = r"[^\W\d][\w$]*(?:\.[\w$]+)*"
 _BETWEEN = r"[\s,()=<>*;]"
+_ESCAPED = r"'[^'\\]*(?:(?:\\.|'')[^'\\]*)*'"
 _TAG = r"\$(?:[^\W\d]\w*)?\$"
 _STANDARD = rf"""
     (?P<kept>
-      (?: (?![bBeEnNxX]'|[uU]&'){_WORD} | {_BETWEEN} | :: | "[^"]*(?:""[^"]*)*" | `[^`]*` )+
+      (?: (?![bBeEnNqQxX]'|[nN][qQ]'|[uU]&'){_WORD} | {_BETWEEN} | :: | "[^"]*(?:""[^"]*)*" | `[^`]*` )+
     )
   | (?P<comment> --[^\n]* | {_BLOCK})
   | (?P<value>
-        [eE]'[^'\\]*(?:(?:\\.|'')[^'\\]*)*'
+        [eE]{_ESCAPED}(?:[^\S\n]*\n\s*{_ESCAPED})*  # which goes on so in the next line
+      | [nN]?[qQ]'(?:\[.*?\]|\{{.*?\}}|\(.*?\)|<.*?>|(?P<mark>[^\s\[{{(<]).*?(?P=mark))'  # Oracle's
       | (?:[bBnNxX]|[uU]&)?'[^']*(?:''[^']*)*'
       | (?P<tag>{_TAG}).*?(?P=tag)
       | {_MARKER} | {_NUMBER}
     )
-  | (?P<unended> (?:[bBeEnNxX]|[uU]&)?'.* | {_TAG}.*)
+  | (?P<unended> (?:[bBeEnNqQxX]|[nN][qQ]|[uU]&)?'.* | {_TAG}.*)
   | (?P<unclear> /\*.* | ["`].*)  # a comment within a comment, which not all take for one; a name without an end
 """
 _OF_MYSQL = rf"""
     (?P<kept> (?: {_WORD} | {_BETWEEN} | `[^`]*` )+ )
-  | (?P<comment> -{{2,}}(?=\s|\Z)[^\n]* | \#[^\n]* | {_BLOCK})
+  | (?P<comment> -{{2,}}(?=[\s\x00-\x1f\x7f]|\Z)[^\n]* | \#[^\n]* | {_BLOCK})
   | (?P<minus> -{{2,}})  # which white space in the place of a comment would make one
   | (?P<value>
         '[^'\\]*(?:(?:\\.|'')[^'\\]*)*'
@@ -187,7 +185,8 @@ _KNOWN_OF_MYSQL = _Known(re.compile(_OF_MYSQL, re.VERBOSE | re.DOTALL))
 _QUOTED_NAME = re.compile(r"""["`][^"`]*["`]""")
 # A sign that belongs to a value and not between two.
 _SIGN = re.compile(
-    r"((?:[=<>(,*/%|+-]|\b(?:AND|BETWEEN|BY|ELSE|IN|LIMIT|OFFSET|OR|RETURN|SELECT|THEN|TO|WHEN)\b) ?)(?:[-+] ?)+(?=\?)",
+    r"((?:[=<>(,*/%|+-]|\b(?:AND|BETWEEN|BY|ELSE|IN|LIMIT|OFFSET|OR|RETURN|SELECT|THEN|TO|WHEN)\b) ?)"
+    r"(?:[-+] ?){1,8}(?=\?)",  # of more there is no end to what would be tried
     re.IGNORECASE,
 )
 # Frameworks number their savepoints.

@@ -21,6 +21,7 @@ MAX_REPEATED = 50
 _ENDPOINT_BYTES = 1_400  # with its overflow row
 _STATEMENT_BYTES = 640
 _REPEATED_BYTES = 560
+_IN_FLIGHT_BYTES = 400
 
 
 class QueryStatistics:
@@ -28,10 +29,11 @@ class QueryStatistics:
 
     What finds no room is counted for :data:`OVERFLOW`: the statement of that name of its endpoint, or the endpoint.
 
-    :param max_bytes: that all of it may take.
+    :param max_bytes: that all of it may take; what requests in flight have sent, half as much beside it.
     :ivar lock: held while figures are changed or read; re-entrant, as both are, since a garbage collection may run code
         of the user that sends a query.
     :ivar sending: held while what one request has sent is changed.
+    :ivar in_flight_bytes: that is taken by what requests in flight have sent.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,6 +41,7 @@ class QueryStatistics:
         self.sending = RLock()
         self._max_bytes = max_bytes
         self._bytes = 0
+        self.in_flight_bytes = 0
         self._endpoints: dict[str, _Endpoint] = {}
 
     def add(self, endpoint: str, statements: Iterable[Sent]) -> None:
@@ -71,6 +74,7 @@ class QueryStatistics:
         """As in a process that was just forked: the locks may be held by threads that are not there."""
         self.lock = RLock()
         self.sending = RLock()
+        self.in_flight_bytes = 0
         self.clear()
 
     def resize(self, max_bytes: int) -> None:
@@ -93,6 +97,20 @@ class QueryStatistics:
                 self._bytes -= _STATEMENT_BYTES + getsizeof(text)
             if self._bytes > max_bytes:  # the bare endpoints are too much
                 self.clear()
+
+    def take_in_flight(self, text: str) -> int:
+        """Make room for one more statement of a request in flight; how many bytes it takes, 0 if there is no room."""
+        taken = _IN_FLIGHT_BYTES + getsizeof(text)
+        if self.in_flight_bytes + taken > self._max_bytes // 2:
+            return 0
+        self.in_flight_bytes += taken
+        return taken
+
+    def give_back_in_flight(self, taken: int) -> None:
+        """The request has ended."""
+        self.in_flight_bytes = max(
+            0, self.in_flight_bytes - taken
+        )  # one may have begun before a fork
 
     def _new_endpoint(self, name: str) -> _Endpoint:
         taken = _ENDPOINT_BYTES + getsizeof(name)
