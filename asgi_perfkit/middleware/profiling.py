@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from inspect import iscoroutinefunction
-from math import isfinite
 from random import randrange
 from typing import Any
 
@@ -20,6 +19,8 @@ from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 __all__ = ["ProfilingMiddleware"]
 
 _MAX_HZ = 1000
+_MIN_HZ = 0.001
+_MAX_SECONDS = 1e6  # eleven days
 _MIN_MEMORY = 1024 * 1024
 
 
@@ -190,9 +191,11 @@ def _check(
         )
     if not _is_number(sample_hz):
         raise ConfigurationTypeError(_option("sample_hz"), sample_hz, "give a number.")
-    if not 0 <= sample_hz <= _MAX_HZ:  # type: ignore[operator]  # it is a number
+    if sample_hz != 0 and not _MIN_HZ <= sample_hz <= _MAX_HZ:  # type: ignore[operator]  # it is a number
         raise ConfigurationValueError(
-            _option("sample_hz"), sample_hz, f"give 0 (on demand alone) to {_MAX_HZ:,}."
+            _option("sample_hz"),
+            sample_hz,
+            f"give 0 (on demand alone), or {_MIN_HZ} to {_MAX_HZ:,}.",
         )
     if isinstance(exact, bool) or not (exact is None or isinstance(exact, int) or callable(exact)):
         raise ConfigurationTypeError(
@@ -213,7 +216,7 @@ def _check(
             continue
         if not _is_number(seconds):
             raise ConfigurationTypeError(_option(name), seconds, "give seconds, or None.")
-        if not seconds > 0 or not isfinite(seconds):  # type: ignore[operator,arg-type]  # as above
+        if not 0 < seconds <= _MAX_SECONDS:  # type: ignore[operator]  # as above
             raise ConfigurationValueError(
                 _option(name), seconds, "give more than 0 seconds, or None to switch it off."
             )

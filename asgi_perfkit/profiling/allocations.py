@@ -260,6 +260,13 @@ class AllocationWindow:
             return
         allocated.steps += 1
         allocated.peak = max(allocated.peak, peak)
+        tracemalloc.stop()  # or what is made here is traced, too, at many times the cost
+        try:
+            self._add_up(snapshot, allocated)
+        finally:
+            tracemalloc.start(self._frames)
+
+    def _add_up(self, snapshot: Any, allocated: Allocated) -> None:
         # As they are: the objects that `snapshot.traces` makes of them cost ten times as much.
         places: dict[int, Place | None] = {}
         for _domain, size, traceback, *_ in snapshot.traces._traces:

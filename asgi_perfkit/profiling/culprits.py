@@ -44,6 +44,7 @@ class Reporter:
     ) -> None:
         self._announcer = announcer
         self._stall: Stall | None = None
+        self._met: tuple[str, str | None] | None = None
         self._told: list[Stalls] = []
         self.profilers: weakref.WeakSet[Watching] = weakref.WeakSet([profiler])
         self.watch: Watch
@@ -71,19 +72,26 @@ class Reporter:
             self.watch.turn(turn)
         except Exception as failure:
             self._report(failure)
+        finally:
+            self._met = None
+
+    def met(self, account: Any) -> None:
+        """Note whose step it is as long as that can be told; see :class:`Listener`."""
+        profiler, known = _profiled(account, list(self.profilers))
+        if profiler is not None:
+            self._met = _label(profiler, known), _traceparent(profiler, known)
 
     def stalled(self, watch: Watch, look: Look, place: Line, stack: list[Line]) -> None:
         """A step has lasted for the threshold of one of the profilers; see :class:`Listener`."""
         profilers = list(self.profilers)
-        account = None if look.account is None else look.account()
-        profiler, account = _profiled(account, profilers)
+        label, traceparent = self._met or (OUTSIDE, None)
         self._stall = stall = Stall(
-            OUTSIDE if profiler is None else _label(profiler, account),
+            label,
             _seconds(look.seen_ns - look.begin_ns - look.excused_ns),
             place,
             stack,
             thread=watch.thread,
-            traceparent=None if profiler is None else _traceparent(profiler, account),
+            traceparent=traceparent,
             rss=_rss(),
         )
         flying = [(profiler, account) for profiler in profilers for account in list(profiler.open)]
@@ -93,7 +101,7 @@ class Reporter:
             (_label(profiler, account), _seconds(look.seen_ns - account.started_ns))
             for profiler, account in oldest
         ]
-        del flying, oldest, account
+        del flying, oldest
         self._note(stall, watch, look, stall.duration)
         self._told = []
         self._tell(stall)

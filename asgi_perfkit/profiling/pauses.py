@@ -72,6 +72,14 @@ class ThreadClock:
                 return int(os.pread(self._schedstat, 96, 0).split()[1])
         return 0
 
+    def sleeps(self) -> int | None:
+        """How often it has gone to sleep by itself so far; None where nobody counts that."""
+        if self._directory is not None:
+            with suppress(OSError, IndexError, ValueError):
+                status = Path(self._directory, "status").read_bytes()
+                return int(status.rpartition(b"\nvoluntary_ctxt_switches:")[2].split(None, 1)[0])
+        return None
+
     def is_runnable(self) -> bool:
         """Whether it runs, or would if it were let, or is stopped; False where that is not known."""
         if self._directory is not None:
@@ -145,17 +153,28 @@ class Pauses:
         self._garbage = garbage
         self.last = self._read(now_ns, 0, clock.cpu_ns(), clock.waited_ns())
         self._ticks = deque([self.last], _KEPT)
+        self._sleeps: int | None = None
 
-    def tick(self, now_ns: int, late_ns: int, *, silent: bool) -> Tick:
+    def tick(self, now_ns: int, late_ns: int, lock_ns: int = 0, *, silent: bool) -> Tick:
         """Note a turn of the watching thread. Other threads may run meanwhile.
 
         :param late_ns: by how much it was woken too late.
+        :param lock_ns: how much of that it has waited for the interpreter's lock.
         :param silent: whether the loop has not been heard of for so long that its thread is to be looked at.
         """
         last = self.last
         clock = self._clock
         cpu_ns, waited_ns = clock.cpu_ns(), clock.waited_ns()
         passed_ns = now_ns - last.now_ns
+        sleeps, slept = (clock.sleeps() if silent else None), self._sleeps
+        self._sleeps = sleeps
+        # Who waits for the lock wakes at each interval. A thread that sleeps on is blocked, whoever has the lock.
+        if (
+            sleeps is not None
+            and slept is not None
+            and (sleeps - slept) * lock_wait_ns() < passed_ns
+        ):
+            late_ns -= lock_ns
         excused_ns = max(waited_ns - last.waited_ns, late_ns if late_ns > lock_wait_ns() else 0)
         if silent and clock.is_runnable():
             excused_ns = passed_ns

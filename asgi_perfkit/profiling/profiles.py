@@ -138,6 +138,8 @@ def _forget_after_fork(profiles: Profiles) -> None:
             alive.slow.start_anew()
             alive.stalls.start_anew()
             alive.clear()
+            for profiler in list(alive.profilers):
+                profiler.open.clear()  # these are the parent's
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=forget)

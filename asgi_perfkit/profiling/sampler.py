@@ -54,10 +54,12 @@ class Sampler:
     def __init__(self, report: Callable[[str, BaseException], object]) -> None:
         self._report = report
         self._profilers: tuple[weakref.ref[Any], ...] = ()
+        self._switch: tuple[float, float] | None = None
         self._reset()
         _end_with_the_process(self)
 
     def _reset(self) -> None:
+        self._switch_back()  # in a forked child, which has no thread that would
         self._lock = RLock()
         self.feeds: tuple[Feed, ...] = ()
         self._loops: dict[int, LoopThread] = {}
@@ -153,18 +155,24 @@ class Sampler:
     def _run(self) -> None:
         switch = sys.getswitchinterval()
         sys.setswitchinterval(min(switch, SWITCH_SECONDS))
-        shortened = sys.getswitchinterval()  # it is kept in whole microseconds
+        self._switch = switch, sys.getswitchinterval()  # it is kept in whole microseconds
         try:
             self._sample()
         except Exception as failure:
             self._report("Sampling has ended", failure)
         with self._lock:
-            if sys.getswitchinterval() == shortened:  # or somebody has set another meanwhile
-                sys.setswitchinterval(switch)
+            self._switch_back()
             self._thread = None
             if self.feeds:
                 self._start()
         self._linger()
+
+    def _switch_back(self) -> None:
+        if self._switch is not None:
+            switch, shortened = self._switch
+            self._switch = None
+            if sys.getswitchinterval() == shortened:  # or somebody has set another meanwhile
+                sys.setswitchinterval(switch)
 
     def _sample(self) -> None:
         chance = random.Random()
@@ -213,11 +221,10 @@ class Sampler:
     def _read_all(self) -> list[Reading]:
         """What runs now. The frames are held for as short as possible: what they hold would be freed in here."""
         readings = []
-        own = get_ident()
         frames = sys._current_frames()
+        # The frame of this function knows `frames`: with it among them, all would stay until a garbage collection.
+        del frames[get_ident()]
         for ident, frame in frames.items():
-            if ident == own:
-                continue
             loop_thread = self._loops.get(ident)
             if loop_thread is not None and loop_thread.is_alive():
                 reading = loop_thread.read(frame)

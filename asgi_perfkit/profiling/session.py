@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +18,9 @@ from asgi_perfkit.profiling.sampler import MAX_HZ, MIN_HZ, Sampler
 __all__ = ["ProfileReport", "profile"]
 
 MAX_BYTES = 16 * 1024 * 1024
+
+
+_MAX_SECONDS = 1e6  # eleven days
 
 
 class ProfileReport:
@@ -165,7 +167,7 @@ def _check_seconds(name: str, value: object, otherwise: str) -> None:
     if value is None:
         return
     _check_number(name, value, f"give seconds, or {otherwise}.")
-    if not value > 0 or not isfinite(value):  # type: ignore[operator,arg-type]  # it is a number
+    if not 0 < value <= _MAX_SECONDS:  # type: ignore[operator]  # it is a number
         raise ConfigurationValueError(
             f"profile({name}=...)", value, f"give more than 0 seconds, or {otherwise}."
         )

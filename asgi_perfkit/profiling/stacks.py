@@ -122,9 +122,11 @@ def line_of(frame: FrameType) -> Line:
 
 def is_app_code(file: str) -> bool:
     """Whether a file is the app's own: neither of the standard library, nor installed, nor the kit's."""
-    return not file.startswith(_NOT_THE_APPS)
+    return not (file.startswith(_NOT_THE_APPS) or any(packages in file for packages in _INSTALLED))
 
 
+# Those of the user, of the system and of another environment are in no path that `sysconfig` knows.
+_INSTALLED = tuple(f"{os.sep}{packages}{os.sep}" for packages in ("site-packages", "dist-packages"))
 _NOT_THE_APPS = (
     "<",
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,  # noqa: PTH100, PTH120

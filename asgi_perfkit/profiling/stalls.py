@@ -236,8 +236,9 @@ class Announcer:
                 )
             )
             if self._thread is None:
-                self._thread = Thread(target=self._log, name="asgi_perfkit stalls", daemon=True)
-                self._thread.start()
+                thread = Thread(target=self._log, name="asgi_perfkit stalls", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _remember(self, place: tuple[str, int], last: float, unsaid: int) -> None:
         self._told[place] = last, unsaid
@@ -255,7 +256,7 @@ class Announcer:
             try:
                 logger.warning(*line)
             except (
-                Exception
+                BaseException
             ):  # a filter or handler of the app's; there is no better place to tell of it
                 continue
 

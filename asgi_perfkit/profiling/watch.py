@@ -129,6 +129,9 @@ class _Seen(NamedTuple):
 class Listener(Protocol):
     """Is told of what keeps a loop from turning."""
 
+    def met(self, account: Account) -> None:
+        """A step of `account` runs, which may be over, and the account with it, by the time that it is told of."""
+
     def stalled(self, watch: Watch, look: Look, place: Line, stack: list[Line]) -> None:
         """A step or call has lasted for the threshold, and goes on.
 
@@ -207,7 +210,9 @@ class Watch:
         silent = now_ns - beaten_ns > self._patience_ns
         # First of all: what follows may let the loop's thread run on.
         seen = self._see(turn, beaten_ns) if silent else None
-        tick = self._pauses.tick(now_ns, turn.late_ns, silent=silent)
+        if seen is not None and seen.step is not None:
+            self._listener.met(seen.step.account)
+        tick = self._pauses.tick(now_ns, turn.late_ns, turn.lock_ns, silent=silent)
         if seen is not None:
             self._judge(seen, beaten_ns, turn, tick)
         else:

@@ -64,7 +64,12 @@ class Watchdog:
         else:
             raise RuntimeError("Watchdog.watch() needs a running asyncio or trio loop.")
         reporter = self._reporters.get(key)
-        if reporter is not None and profiler in reporter.profilers and not reporter.watch.stopped:
+        if (
+            reporter is not None
+            and self._thread is not None
+            and profiler in reporter.profilers
+            and not reporter.watch.stopped
+        ):
             return
         with self._lock:
             if reporter is None or reporter.watch.stopped:
@@ -76,8 +81,9 @@ class Watchdog:
             if self._thread is None and not self._over:
                 self._garbage.listen()
                 self._started_ns = perf_counter_ns()
-                self._thread = Thread(target=self._run, name="asgi_perfkit watchdog", daemon=True)
-                self._thread.start()
+                thread = Thread(target=self._run, name="asgi_perfkit watchdog", daemon=True)
+                thread.start()  # it may not be: then the next request tries again
+                self._thread = thread
 
     def _run(self) -> None:
         due_ns, waited_ns = self._started_ns, 0

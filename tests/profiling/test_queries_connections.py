@@ -386,7 +386,7 @@ class CountsCursors(sqlite3.Connection):
     made = 0
 
     def cursor(self, *arguments: Any) -> Any:
-        type(self).made += 1
+        CountsCursors.made += 1
         return super().cursor(*arguments)
 
 
@@ -399,8 +399,8 @@ def test_a_class_of_ones_own_is_used_as_sqlite3_uses_it() -> None:
     for change in (lambda connection: connection, profile_connection):
         CountsCursors.made = 0
         connection = change(sqlite3.connect(":memory:", factory=CountsCursors))
-        connection.execute("SELECT 1")
-        connection.executemany("SELECT ?", ())
+        connection.execute("CREATE TABLE t (a)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(1,), (2,)])
         connection.executescript("SELECT 1")
         connection.cursor()
         counts.append(CountsCursors.made)

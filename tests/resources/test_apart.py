@@ -321,22 +321,24 @@ def test_a_cancellation_anywhere_leaves_nothing_open(run: Run, apart: Any) -> No
 
 
 def test_a_cancellation_arrives_in_the_enter(run: Run, apart: Any) -> None:
-    """It is thrown in where the enter waits, and nothing is kept to be closed."""
+    """It is thrown in where the enter waits, for nothing in particular too; and nothing is kept to be closed."""
     log = Log()
 
     @asynccontextmanager
-    async def thing() -> AsyncIterator[None]:
+    async def thing(scope: anyio.CancelScope) -> AsyncIterator[None]:
         token = user.set("ada")
+        scope.cancel()
         try:
-            await forever()
+            for _ in range(9):
+                await checkpoint()
             yield
         finally:
             log.append(f"{user.get()} told of {sys.exc_info()[0] is not None}")
             user.reset(token)
 
     async def handler() -> None:
-        with anyio.move_on_after(0.01) as scope:
-            await current_resources().enter(thing())
+        with anyio.CancelScope() as scope:
+            await current_resources().enter(thing(scope))
         assert scope.cancelled_caught
         assert user.get() == "nobody"
 

@@ -28,8 +28,8 @@ _DRIVERS = (drive.__file__, follow.__file__)
 """What drives a request is where its stack ends: what has called that belongs to the server."""
 
 _BETWEEN = frozenset(
-    "aiosqlite anyio asgi_perfkit asgiref asyncpg databases django fastapi greenlet litestar ormar peewee piccolo pony "
-    "psycopg psycopg_pool quart sqlalchemy sqlmodel starlette tortoise".split()
+    "aiosqlite anyio asgi_perfkit asgiref asyncpg databases django fastapi greenlet hypercorn litestar ormar peewee "
+    "piccolo pony psycopg psycopg_pool quart sqlalchemy sqlmodel starlette tortoise trio uvicorn".split()
 )
 """Packages that stand between an app and its database, or its server."""
 
@@ -82,10 +82,9 @@ def _frames(frame: FrameType) -> Iterator[FrameType]:
     for each in reversed(stack):
         future = _future_of(each)
         if future is not None:
-            task = _waiting_for(future, set())
-            if task is not None:
-                yield from _suspended(task.get_coro())
+            yield from _awaiting(future)
             return
+    yield from _waiting_on_trio()
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -108,6 +107,26 @@ def _future_of(frame: FrameType) -> object | None:
             if isinstance(found, (Future, asyncio.Future)):
                 return found
     return None
+
+
+def _awaiting(future: Any) -> Iterator[FrameType]:
+    """The frames of the task that waits for `future`, and of those that wait for that one, as in `asyncio.gather`."""
+    seen: set[int] = set()
+    task = _waiting_for(future, seen)
+    while task is not None:
+        yield from _suspended(task.get_coro())
+        task = None if id(task) in seen else _waiting_for(task, seen)
+
+
+def _waiting_on_trio() -> Iterator[FrameType]:
+    """The frames of the task of trio that waits for what this thread, one of trio's, runs; and of those around it."""
+    threads = sys.modules.get("trio._threads")
+    register = getattr(getattr(threads, "PARENT_TASK_DATA", None), "task_register", None)
+    task = register[0] if register else None
+    while task is not None:
+        yield from _suspended(task.coro)
+        nursery = task.parent_nursery
+        task = None if nursery is None else nursery.parent_task
 
 
 def _waiting_for(future: Any, seen: set[int]) -> asyncio.Task[Any] | None:

@@ -64,7 +64,7 @@ def write(path: str, content: bytes) -> None:
     :raises OSError: it cannot be written.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    draft = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         with draft.open("xb") as file:
             file.write(content)
