@@ -13,13 +13,12 @@ from asgi_perfkit.middleware.lifespan import run_lifespan
 from asgi_perfkit.middleware.routes import EndpointNames
 from asgi_perfkit.profiling.profiler import Profiler
 from asgi_perfkit.profiling.profiles import DEFAULT_MAX_MEMORY, Profiles, default_profiles
+from asgi_perfkit.profiling.sampler import MAX_HZ, MIN_HZ
 from asgi_perfkit.steps import DONE, current_account
 from asgi_perfkit.types import ASGIApp, Receive, Scope, Send, single_callable
 
 __all__ = ["ProfilingMiddleware"]
 
-_MAX_HZ = 1000
-_MIN_HZ = 0.001
 _MAX_SECONDS = 1e6  # eleven days
 _MIN_MEMORY = 1024 * 1024
 
@@ -191,11 +190,11 @@ def _check(
         )
     if not _is_number(sample_hz):
         raise ConfigurationTypeError(_option("sample_hz"), sample_hz, "give a number.")
-    if sample_hz != 0 and not _MIN_HZ <= sample_hz <= _MAX_HZ:  # type: ignore[operator]  # it is a number
+    if sample_hz != 0 and not MIN_HZ <= sample_hz <= MAX_HZ:  # type: ignore[operator]  # it is a number
         raise ConfigurationValueError(
             _option("sample_hz"),
             sample_hz,
-            f"give 0 (on demand alone), or {_MIN_HZ} to {_MAX_HZ:,}.",
+            f"give 0 (on demand alone), or {MIN_HZ} to {MAX_HZ:,}.",
         )
     if isinstance(exact, bool) or not (exact is None or isinstance(exact, int) or callable(exact)):
         raise ConfigurationTypeError(

@@ -18,7 +18,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_perfkit.exceptions import ConfigurationTypeError, ConfigurationValueError
@@ -139,6 +139,7 @@ def test_speedscope() -> None:
     assert weights == {(0,): 0.05, (0, 1): 0.2}
 
 
+@settings(max_examples=40)
 @given(trees)
 def test_speedscope_is_valid_and_whole(drawn: Any) -> None:
     made = from_drawn(drawn)
@@ -250,6 +251,7 @@ def test_collapsed() -> None:
     ]
 
 
+@settings(max_examples=40)
 @given(trees)
 def test_collapsed_is_read_as_it_was_written(drawn: Any) -> None:
     """Whatever is in the names: a line is a stack, a semicolon ends a frame, the last space ends the stack."""
@@ -365,6 +367,7 @@ def test_html_joins_the_lines_of_a_function() -> None:
     assert graph["lines"][1] == [[4, 2.0]]
 
 
+@settings(max_examples=40)
 @given(trees)
 def test_html_has_all_the_time_in_its_graph(drawn: Any) -> None:
     made = from_drawn(drawn)

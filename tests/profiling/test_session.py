@@ -44,11 +44,11 @@ def profiles() -> Iterator[Profiles]:
             assert not each.is_alive()
 
 
-def crunch(seconds: float = 0.06) -> None:
+def crunch(seconds: float = 0.05) -> None:
     busy(seconds)
 
 
-def spin(seconds: float = 0.06) -> None:
+def spin(seconds: float = 0.05) -> None:
     busy(seconds)
 
 
@@ -95,7 +95,7 @@ def test_what_ran_in_each_endpoint(run: Run, profiles: Profiles) -> None:
     assert get_profile_stats(profiles=profiles)["cpu"] == {}  # on demand means for the report alone
 
 
-def test_of_one_endpoint_alone(run: Run, profiles: Profiles) -> None:
+def test_of_one_endpoint_alone(profiles: Profiles) -> None:
     kit = ProfilingMiddleware(app, profiles=profiles)
 
     async def main() -> ProfileReport:
@@ -104,7 +104,7 @@ def test_of_one_endpoint_alone(run: Run, profiles: Profiles) -> None:
             await request(kit, "/spin")
         return report
 
-    report = run(main)
+    report = asyncio.run(main())
     assert list(report.endpoints) == ["GET /spin"]
     assert "crunch" not in functions(report)
 
@@ -125,13 +125,13 @@ def test_outside_of_any_middleware(run: Run, profiles: Profiles) -> None:
     assert {"crunch", "spin"} <= functions(report)
 
 
-def test_the_default_profiles(run: Run) -> None:
+def test_the_default_profiles() -> None:
     async def main() -> ProfileReport:
         async with profile(hz=500) as report:
             crunch()
         return report
 
-    assert "crunch" in functions(run(main))
+    assert "crunch" in functions(asyncio.run(main()))
 
 
 def test_a_request_in_flight_is_in_it(run: Run, profiles: Profiles) -> None:
@@ -154,7 +154,7 @@ def test_a_request_in_flight_is_in_it(run: Run, profiles: Profiles) -> None:
 # ---- for how long
 
 
-def test_after_so_many_seconds_no_more_is_taken(run: Run, profiles: Profiles) -> None:
+def test_after_so_many_seconds_no_more_is_taken(profiles: Profiles) -> None:
     async def main() -> ProfileReport:
         async with profile(hz=500, seconds=0.1, profiles=profiles) as report:
             crunch(0.05)
@@ -164,13 +164,13 @@ def test_after_so_many_seconds_no_more_is_taken(run: Run, profiles: Profiles) ->
         assert report.duration == duration
         return report
 
-    report = run(main)
+    report = asyncio.run(main())
     assert 0.1 <= report.duration < 5
     assert "crunch" in functions(report)
     assert "spin" not in functions(report)
 
 
-def test_reports_at_the_same_time_see_what_is_theirs(run: Run, profiles: Profiles) -> None:
+def test_reports_at_the_same_time_see_what_is_theirs(profiles: Profiles) -> None:
     async def main() -> tuple[ProfileReport, ProfileReport]:
         async with profile(hz=500, profiles=profiles) as outer:
             crunch()
@@ -181,13 +181,13 @@ def test_reports_at_the_same_time_see_what_is_theirs(run: Run, profiles: Profile
         assert inner.samples == seen
         return outer, inner
 
-    outer, inner = run(main)
+    outer, inner = asyncio.run(main())
     assert {"crunch", "spin"} <= functions(outer)
     assert "spin" in functions(inner)
     assert "crunch" not in functions(inner)
 
 
-def test_a_report_is_whole_when_the_block_fails(run: Run, profiles: Profiles) -> None:
+def test_a_report_is_whole_when_the_block_fails(profiles: Profiles) -> None:
     async def main() -> ProfileReport:
         report: Any = None
         with suppress(Trouble):
@@ -198,7 +198,7 @@ def test_a_report_is_whole_when_the_block_fails(run: Run, profiles: Profiles) ->
         assert report.duration == duration
         return report
 
-    assert "crunch" in functions(run(main))
+    assert "crunch" in functions(asyncio.run(main()))
     assert not profiles.sampler.feeds
 
 
@@ -405,7 +405,7 @@ def test_the_heaviest_functions() -> None:
 
 
 def test_a_report_is_saved_in_each_form_while_it_is_taken(
-    run: Run, profiles: Profiles, tmp_path: Path
+    profiles: Profiles, tmp_path: Path
 ) -> None:
     async def main() -> None:
         async with profile(hz=500, profiles=profiles) as report:
@@ -413,7 +413,7 @@ def test_a_report_is_saved_in_each_form_while_it_is_taken(
             for suffix in (".speedscope.json", ".collapsed", ".pstats", ".html"):
                 report.save(tmp_path / f"report{suffix}")
 
-    run(main)
+    asyncio.run(main())
     names = {
         each["name"]
         for each in json.loads((tmp_path / "report.speedscope.json").read_text())["shared"][

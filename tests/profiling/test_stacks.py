@@ -306,7 +306,7 @@ def test_the_locals_of_the_app_are_not_touched(run_asyncio: Run) -> None:
     """Functions that rebind, delete and execute names keep what they did, and what they let go of is free at once."""
 
     def rounds(number: int) -> None:
-        until = time.perf_counter() + 0.15
+        until = time.perf_counter() + 0.06
         cell = 0
 
         def inner() -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.profiling.stalling import PATIENCE, Stalling, text_of
 from tests.support import LOGGER, checkpoint, together
 
 Run = Callable[..., Any]
-TRIES = 5
+TRIES = 2
 
 
 async def _breathe(seconds: float = 0.05) -> None:
@@ -126,7 +127,7 @@ def test_a_stall_is_seen_while_it_lasts_with_its_line(make: Any, function: str, 
     assert json.loads(json.dumps(ended)) == ended
 
 
-def test_the_line_is_the_innermost_of_the_apps_own(run: Run) -> None:
+def test_the_line_is_the_innermost_of_the_apps_own() -> None:
     """What the line calls, in a library or in C, is above it in the stack."""
     stalling = Stalling()
     seen = stalling.stalls.seen
@@ -141,7 +142,7 @@ def test_the_line_is_the_innermost_of_the_apps_own(run: Run) -> None:
         await stalling.request("/blocks")
         await _until(stalling.stalls.over)
 
-    run(main)
+    asyncio.run(main())
     stall = stalling.found()
     assert text_of(stall) == "seen.wait(PATIENCE)"
     assert stall["function"].rpartition(".")[2] == "handler"
@@ -182,16 +183,22 @@ def test_a_function_that_is_not_written_in_python_is_found_where_the_loop_calls_
     assert stalling.found()["function"].rpartition(".")[2] == "_run"
 
 
-def test_c_code_that_keeps_the_interpreter_to_itself_is_told_of_with_its_line(run: Run) -> None:
-    """Nobody can look while it lasts, so it is told of right after it."""
-    stalling = Stalling()
-    size = 1_000_000
-    taken = 0.0
-    while taken < 0.25:
+@cache
+def _size_of_a_long_sum() -> int:
+    """So many numbers take a quarter of a second, if nothing else does."""
+    size, taken = 1_000_000, 0.0
+    while taken < 0.05:
         size *= 2
         started = time.thread_time()
         sum(range(size))
         taken = time.thread_time() - started
+    return round(size * 0.25 / taken)
+
+
+def test_c_code_that_keeps_the_interpreter_to_itself_is_told_of_with_its_line(run: Run) -> None:
+    """Nobody can look while it lasts, so it is told of right after it."""
+    stalling = Stalling()
+    size = _size_of_a_long_sum()
 
     async def compute() -> None:
         await checkpoint()
@@ -203,8 +210,12 @@ def test_c_code_that_keeps_the_interpreter_to_itself_is_told_of_with_its_line(ru
 
     async def main() -> None:
         await stalling.request("/")
-        await _breathe(0.1)
-        await stalling.request("/computes")
+        for _ in range(5):  # who is not let run in time, on a crowded machine, finds nobody there
+            await _breathe(0.1)
+            await stalling.request("/computes")
+            await _breathe(0.1)
+            if stalling.stalls.over.is_set():
+                break
         await _until(stalling.stalls.over)
 
     run(main)
@@ -214,7 +225,7 @@ def test_c_code_that_keeps_the_interpreter_to_itself_is_told_of_with_its_line(ru
     assert stall["cpu"] > stall["duration"] / 2
 
 
-def test_a_garbage_collection_within_is_told(run: Run) -> None:
+def test_a_garbage_collection_within_is_told() -> None:
     stalling = Stalling()
 
     async def handler() -> None:
@@ -230,7 +241,7 @@ def test_a_garbage_collection_within_is_told(run: Run) -> None:
         await stalling.request("/blocks")
         await _until(stalling.stalls.over)
 
-    run(main)
+    asyncio.run(main())
     assert stalling.found()["gc"]["collections"] >= 1
     assert stalling.found()["gc"]["time"] > 0
 
@@ -248,7 +259,7 @@ def test_a_loop_that_is_busy_with_many_short_steps_does_not_stall(clients: int, 
             sum(range(100))
 
     async def handler() -> None:
-        for _ in range(5):
+        for _ in range(2):
             work(0.008)
             await checkpoint()
 
@@ -268,18 +279,18 @@ def test_a_loop_that_is_busy_with_many_short_steps_does_not_stall(clients: int, 
 
     async def main() -> None:
         nonlocal stop
-        stop = time.perf_counter() + 0.7
+        stop = time.perf_counter() + 0.3
         await together(*[client] * clients, *[outside] * (25 - clients))
 
     run(main)
-    assert longest > 0.5
+    assert longest > 0.15  # and the threshold is 0.1
     assert stalling.profiles.statistics()["stalls"] == []
 
 
-def test_without_a_threshold_nobody_watches(run: Run) -> None:
+def test_without_a_threshold_nobody_watches() -> None:
     stalling = Stalling(stall_threshold=None)
     stalling.paths["/blocks"] = lambda: time.sleep(0.2)
-    run(stalling.request, "/blocks")
+    asyncio.run(stalling.request("/blocks"))
     assert stalling.profiles.statistics()["stalls"] == []
 
 
