@@ -5,7 +5,6 @@ The threads are trio's own, so that :mod:`trio.from_thread` works in them; the t
 
 from __future__ import annotations
 
-import contextlib
 from queue import SimpleQueue
 from typing import Any
 
@@ -74,8 +73,10 @@ async def _serve(calls: SimpleQueue[TrioCall | None]) -> None:
 def _run_all(calls: SimpleQueue[TrioCall | None], token: trio.lowlevel.TrioToken) -> None:
     while (call := calls.get()) is not None:
         call.execute()
-        with contextlib.suppress(trio.RunFinishedError):
+        try:
             token.run_sync_soon(call.finish)
+        except trio.RunFinishedError:  # it was left behind; others use its limiter still
+            call._give_back()
         del call  # or its arguments and its result live until the next one
 
 

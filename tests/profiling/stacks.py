@@ -65,9 +65,9 @@ def looking(held: Held, look: Callable[[FrameType], object]) -> Iterator[list[An
 
 
 def busy(seconds: float) -> None:
-    """Occupy the thread."""
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
+    """Occupy the thread, for as much of the processor's time: on a busy machine that takes longer."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
         pass
 
 

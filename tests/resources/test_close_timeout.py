@@ -7,6 +7,7 @@ import math
 import pickle
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from asgi_perfkit import (
     ResourceMiddleware,
     app_resources,
     current_resources,
+    default_limiter,
     resolve,
 )
 from asgi_perfkit.resources.limits import checked_timeout
@@ -152,6 +154,12 @@ def test_those_in_threads_are_left_behind(run: Run, gate: threading.Event) -> No
 
     # Nor does the end of the loop wait for them.
     assert late(run(main)) == ["blocking", "by_hand", "blocking"]
+    assert default_limiter().statistics().exits
+    gate.set()
+    deadline = time.monotonic() + 10
+    while default_limiter().statistics().exits and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not default_limiter().statistics().exits  # whatever has become of the loop
 
 
 def test_a_slow_one_with_time_enough_is_let_alone(run: Run, gate: threading.Event) -> None:

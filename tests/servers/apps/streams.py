@@ -38,9 +38,9 @@ class Producer:
         self.step_began = time.thread_time()
         account = current_account.get()
         assert account is not None
-        account.join(self)
         self.ended: float | None = None
-        self.release = anyio.Event()
+        self.release = anyio.Event()  # which imports anyio's backend at its first use
+        account.join(self)
 
     def step_started(self, account: Account) -> None:
         self.step_began = time.thread_time()
