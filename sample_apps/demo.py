@@ -304,7 +304,9 @@ def send_traffic(server: Server, sample: str, seconds: float, number: int) -> Tr
     try:
         for thread in threads:
             thread.start()
-        stop.wait(seconds)
+        # Not `stop.wait`: an interruption may come while that has the lock of the event, and leave it locked.
+        while not stop.is_set() and (left := began + seconds - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
     finally:
         stop.set()
     for thread in threads:
