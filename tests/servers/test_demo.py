@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +82,8 @@ def on_a_terminal(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The demo in a process group of its own, as a shell starts it, and the terminal's other end."""
     ours, theirs = pty.openpty()
+    # Where the tests run in the background it may be ignored, and what is started ignores it then, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, str(DEMO), *arguments],
         env={**os.environ, "TERM": "xterm", **environment},
@@ -90,9 +91,8 @@ def on_a_terminal(
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        # Who runs the tests in the background may have it ignored, and all that comes of him ignores it then.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     try:
         yield process, ours
